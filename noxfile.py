@@ -1,6 +1,6 @@
-"""The checks. `nox` runs tests, lint, typing, and docs. `nox -s sockets` runs another; `nox -l` lists all.
+"""The checks. `nox` runs tests, lint, typing, and docs. `nox -s NAME` runs one check. `nox -l` lists all.
 
-The package is installed as a user installs it, never editable: a file that the wheel lacks fails here.
+The package is installed as a user installs it, never editable, so a file missing from the wheel fails here.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
-# An environment that is used again saves most of the time; CI starts from nothing.
+# Reusing environments saves most of the time. CI starts from scratch.
 nox.options.reuse_venv = "no" if "CI" in os.environ else "yes"
 nox.options.sessions = ["tests", "lint", "typing", "docs"]
 
 
 def working_interpreters() -> dict[str, Path]:
-    """Return the supported versions that this machine has, each with an interpreter that starts.
+    """Return the supported versions on this machine, each with a working interpreter.
 
-    A name on PATH is not enough: pyenv leaves a `python3.12` there that fails unless 3.12 is activated, while
-    the interpreter itself lies in pyenv's folder, which nox does not search.
+    A name on PATH is not enough: pyenv puts a `python3.12` there that fails unless 3.12 is activated. The
+    interpreter itself is in pyenv's folder, which nox does not search.
     """
     found: dict[str, Path] = {}
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
     for version in nox.project.python_versions(PYPROJECT):
         name = f"python{version}"
-        # The newest first: 3.12.10 before 3.12.9, whatever follows the numbers.
+        # Newest first: 3.12.10 before 3.12.9, whatever follows the numbers.
         installs = sorted(pyenv.glob(f"{version}.*"), key=lambda path: numbers(path.name), reverse=True)
         for candidate in [*(path / name for path in folders), *(path / "bin" / name for path in installs)]:
             if candidate.is_file() and (interpreter := started(candidate, version)):
@@ -55,7 +55,7 @@ def started(candidate: Path, version: str) -> Path | None:
     """Return the interpreter behind `candidate` if it starts, has this version, and can make environments."""
     program = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2]); print(sys.executable)"
     try:
-        answer = subprocess.run(  # noqa: S603  (a python of this machine)
+        answer = subprocess.run(  # noqa: S603  (a python on this machine)
             [candidate, "-I", "-c", program],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -73,27 +73,27 @@ MAIN = f"{sys.version_info.major}.{sys.version_info.minor}"
 INTERPRETERS = {**working_interpreters(), MAIN: Path(sys.executable)}
 PYTHONS = sorted(INTERPRETERS, key=numbers)
 OTHERS = [version for version in PYTHONS if version != MAIN]
-# nox looks up interpreters by name. At the end of PATH they do not hide anything.
+# nox looks up interpreters by name. At the end of PATH, they do not hide anything.
 os.environ["PATH"] = os.pathsep.join(
     [os.environ.get("PATH", ""), *(str(INTERPRETERS[v].parent) for v in PYTHONS)]
 )
 
 
 def install(session: nox.Session, *groups: str, package: str = ".[demo]", also: str = "") -> None:
-    """Install the package, the named dependency groups, and another requirement, in one resolution."""
-    # Without this, uv would use a cached wheel of this package although the source has changed.
+    """Install the package, the named dependency groups, and an additional requirement, in one resolution."""
+    # Otherwise, uv would use a cached wheel of this package even if the source has changed.
     again = ["--reinstall-package=cortecs-async"] if session.venv_backend == "uv" else []
     wanted = [package, *([also] if also else []), *nox.project.dependency_groups(PYPROJECT, *groups)]
     session.install(*again, *wanted)
 
 
 def show_versions(session: nox.Session, *packages: str) -> None:
-    """Print the versions of packages that the session tests."""
+    """Print the versions of the packages tested by the session."""
     program = "import sys, importlib.metadata as m; print(*(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
     session.run("python", "-c", program, *packages)
 
 
-# Without cached bytecode, every process that the tests start would compile its imports again.
+# Without cached bytecode, every process started by the tests would compile its imports again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Tests must import the installed package, not the working directory.
@@ -110,14 +110,14 @@ WAITING = 3 * CORES
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the default tier: tests on virtual time, and smoke tests. Uses the Python that runs nox."""
+    """Run the default tier: tests on virtual time and smoke tests. Uses the Python that runs nox."""
     install(session, "test-core")
     run_pytest(session)
 
 
 @nox.session
 def sockets(session: nox.Session) -> None:
-    """Run the tests on real sockets, processes and signals."""
+    """Run the tests on real sockets, processes, and signals."""
     install(session, "test-core")
     run_pytest(session, "-m", "sockets and not (proofs or oracle or nightly)", processes=WAITING)
 
@@ -126,7 +126,7 @@ def sockets(session: nox.Session) -> None:
 def proofs(session: nox.Session) -> None:
     """Kill programs at every step, cancel them at every await, and simulate a thousand random worlds."""
     install(session, "test-core")
-    # Killed programs wait, simulated worlds do not.
+    # Killed programs wait, but simulated worlds do not.
     run_pytest(session, "-m", "proofs and not nightly", processes=CORES + 1)
 
 
@@ -134,22 +134,22 @@ def proofs(session: nox.Session) -> None:
 def oracle(session: nox.Session) -> None:
     """Test the emulator with the vendor's client and schemathesis."""
     install(session, "test")
-    # Fail if one is missing. pytest would leave out these tests without an error.
+    # Fail if a package is missing. pytest would skip these tests without an error.
     show_versions(session, "cortecs-py", "langchain-text-splitters", "schemathesis")
     run_pytest(session, "-m", "oracle and not nightly")
 
 
-# The tests of what differs between Python versions: event loops, cancellation, signals and imports.
+# Tests of features that differ between Python versions: event loops, cancellation, signals, and imports.
 VERSION_DEPENDENT = ("tests/aio", "tests/lease", "tests/test_imports.py", "tests/test_smoke.py")
-# The tests of what differs least, and takes long.
+# Slow tests of features that hardly differ.
 SKIPPED = tuple(f"--ignore=tests/{folder}" for folder in ("batch", "cli", "emulator"))
 
 
 @nox.session(python=OTHERS or False)
 def matrix(session: nox.Session) -> None:
-    """Run most of the default tier on the oldest and newest other Python, and a part on the rest.
+    """Run most of the default tier on the oldest and newest other Python, and part of it on the rest.
 
-    `nightly` runs all of it on all of them.
+    `nightly` runs the whole tier on all of them.
     """
     if not OTHERS:
         session.skip("this machine has no other supported Python version")
@@ -160,7 +160,7 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Measure the coverage of all tiers, and fail below the threshold."""
+    """Measure the coverage of all tiers and fail below the threshold."""
     install(session, "test")
     env = {**ENV, "COVERAGE_FILE": str(session.cache_dir.resolve() / "coverage")}
     session.run("coverage", "erase", env=env)
@@ -176,7 +176,7 @@ def nightly(session: nox.Session) -> None:
     """Run the rest of the grids, check the tiers, and run sessions that are too slow for every change."""
     install(session, "test")
     run_pytest(session, "-m", "nightly", processes=WAITING)
-    # One process, so that tests do not slow each other down: the check measures their processor time.
+    # One process, so that tests do not slow each other down, because the check measures processor time.
     run_pytest(session, "--check-tiers", processes=0)
     slow = ("coverage", "lowest", "mutants", "simulate", "bare", "notebook", "package", "platforms", "web")
     for name in slow:
@@ -198,25 +198,25 @@ def nightly(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest versions of the runtime and optional dependencies."""
     extras = {**PYPROJECT["project"]["optional-dependencies"]}
-    # It needs a newer openai than our own extra does. `frameworks` tests the lowest versions of both.
+    # This extra needs a newer openai than our own. `frameworks` tests the lowest versions of both.
     del extras["pydantic-ai"]
     bounds = [*PYPROJECT["project"]["dependencies"], *chain(*extras.values())]
-    # The suite needs a newer pytest than the plugin does. The session `plugins` tests the plugin's lowest.
+    # The suite needs a newer pytest than the plugin. The session `plugins` tests the plugin's lowest version.
     bounds = [bound for bound in bounds if not bound.startswith("pytest>=")]
     install(session, "test-core")
-    # pytest 9.2 rejects the plugin of an anyio that old, and OpenTelemetry's SDK needs an API of its version.
+    # pytest 9.2 rejects such an old anyio's plugin, and OpenTelemetry's SDK needs the API of its own version.
     session.install("pytest<9.2", "opentelemetry-sdk", *at_lowest(bounds))
     run_pytest(session, "-m", "not (oracle or nightly)", processes=WAITING)
 
 
-# Third-party clusters, and the package that has their version.
+# Third-party clusters, and the package with their version.
 CLUSTERS = {"ray": "ray", "dask": "distributed"}
 
 
 @nox.session
 @nox.parametrize("cluster", list(CLUSTERS), ids=list(CLUSTERS))
 def fleets(session: nox.Session, cluster: str) -> None:
-    """Run the programs in docs/fleets.md, and test its claims, on a local cluster of Ray or Dask."""
+    """Run the programs in docs/fleets.md and test its claims on a local Ray or Dask cluster."""
     install(session, cluster, package=".[emulator,openai]")
     show_versions(session, CLUSTERS[cluster], "openai")
     session.run(
@@ -227,11 +227,11 @@ def fleets(session: nox.Session, cluster: str) -> None:
 
 
 def at_lowest(bounds: Iterable[str]) -> list[str]:
-    """Return the requirements that have a lower bound, at that bound."""
+    """Return the requirements with a lower bound, pinned to that bound."""
     return [bound.replace(">=", "==") for bound in bounds if ">=" in bound]
 
 
-# Sets of packages that exclude each other, and the tests of tests/ecosystem for each.
+# Mutually exclusive sets of packages, and the tests in tests/ecosystem for each.
 FRAMEWORKS = {
     "openai3": ["openai3", "helpers"],
     "openai2": ["openai2", "migrating"],
@@ -243,7 +243,7 @@ FRAMEWORKS = {
 @nox.session
 @nox.parametrize("packages", [*FRAMEWORKS], ids=[*FRAMEWORKS])
 def frameworks(session: nox.Session, packages: str) -> None:
-    """Run the programs of frameworks in the docs, with one of the sets of packages that they need."""
+    """Run the framework programs in the docs with one of the sets of packages they need."""
     extras = PYPROJECT["project"]["optional-dependencies"]
     lowest = at_lowest([*extras["langchain"], *extras["pydantic-ai"]])
     chosen = lowest if packages == "lowest" else PYPROJECT["dependency-groups"][f"frameworks-{packages}"]
@@ -252,7 +252,7 @@ def frameworks(session: nox.Session, packages: str) -> None:
     names = {"openai", *(re.split(r"[^\w.-]", each)[0] for each in chosen)}
     show_versions(session, *sorted(names))
     files = [f"tests/ecosystem/test_frameworks_{name}.py" for name in FRAMEWORKS[packages]]
-    # They have their own, longer timeout.
+    # These tests have their own, longer timeout.
     session.run(*PYTEST, "-o", "faulthandler_timeout=0", *files, *session.posargs, env=ENV)
 
 
@@ -271,7 +271,7 @@ def plugins(session: nox.Session, pytest: str) -> None:
     session.run(
         *(*PYTEST, "-p", "no:asyncio", "-p", "no:trio", "--import-mode=importlib"),
         *(session.posargs or PLUGIN_TESTS),
-        # pytest 8 does not read the settings in pyproject.toml, and must find the helpers without them.
+        # pytest 8 does not read the settings in pyproject.toml and must find the helpers without them.
         env={**ENV, "PYTHONPATH": str(ROOT / "tests")},
     )
 
@@ -291,21 +291,21 @@ def simulate(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Apply each mutant in tests/mutants.py to the package, and check that its test fails."""
+    """Apply each mutant in tests/mutants.py to the package and check that its test fails."""
     install(session, "test-core")
     session.run("python", "tests/mutants.py", *session.posargs)
 
 
 def run_pytest(session: nox.Session, *arguments: str, processes: int | str = "auto") -> None:
-    """Run pytest with these arguments and those of the command line.
+    """Run pytest with these arguments and the ones from the command line.
 
     Args:
         session: The nox session.
         *arguments: Passed to pytest.
-        processes: The number of test processes, by default one per core. If you pass arguments on the command
+        processes: The number of test processes. Default: one per core. If you pass arguments on the command
             line, pytest runs in one process, so that a debugger works.
     """
-    # The duration of tests varies widely. With `worksteal`, an idle process takes tests from a busy one.
+    # Test durations vary widely. With `worksteal`, an idle process takes tests from a busy one.
     parallel = [] if session.posargs else [f"--numprocesses={processes}", "--dist=worksteal"]
     session.run("python", "-m", "pytest", *parallel, *arguments, *session.posargs, env=ENV)
 
@@ -323,7 +323,7 @@ def web(session: nox.Session) -> None:
 
 @nox.session
 def notebook(session: nox.Session) -> None:
-    """Run the cells in docs/deployment.md, an interrupt and a restart in a real Jupyter kernel."""
+    """Run the cells in docs/deployment.md, an interrupt, and a restart in a real Jupyter kernel."""
     install(session, "test-core", "notebook")
     show_versions(session, "ipykernel", "IPython", "nbclient")
     session.run(*PYTEST, "tests/ecosystem/test_notebook.py", *session.posargs, env=ENV)
@@ -356,7 +356,7 @@ def typing(session: nox.Session) -> None:
     """Check the types with mypy and pyright, and that the whole public API is typed."""
     install(session, "typing")
     session.run("mypy", "--num-workers=auto")
-    # Tests check the same attribute repeatedly while it changes; mypy assumes that it keeps its first value.
+    # Tests check an attribute repeatedly while it changes, but mypy assumes that it keeps its first value.
     options = ("--no-warn-unreachable", "--disable-error-code=comparison-overlap")
     session.run("mypy", "--num-workers=auto", *options, "tests")
     session.run("pyright")
@@ -365,11 +365,11 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def platforms(session: nox.Session) -> None:
-    """Check what must work on every system, and the types for macOS and Windows."""
+    """Check the code that must work on every system, and the types for macOS and Windows."""
     install(session, "typing")
     session.run("python", "tests/platforms.py", env=ENV)
     for platform in ("darwin", "win32"):
-        # Each with its own cache, and without reports of the code that only other systems reach.
+        # Each has its own cache and no reports about code that only other systems reach.
         cache = session.cache_dir.resolve() / f"mypy-{platform}"
         session.run(
             *("mypy", "--num-workers=auto", f"--platform={platform}", f"--cache-dir={cache}"),
@@ -390,10 +390,10 @@ def package(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation into build/docs without warnings, and check that nothing public is missing."""
+    """Build the documentation in build/docs without warnings and check that nothing public is missing."""
     install(session, "docs", "test-core")
     site = ROOT / "build" / "docs"
-    shutil.rmtree(site, ignore_errors=True)  # or a deleted page would stay
+    shutil.rmtree(site, ignore_errors=True)  # otherwise, a deleted page would stay
     session.run(
         *("python", "-m", "sphinx", "--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env"),
         *("--builder", "html", "docs", str(site)),
@@ -415,13 +415,13 @@ def screens(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks, with the given arguments."""
+    """Run the benchmarks with the given arguments."""
     install(session, "bench")
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
 @nox.session
 def bare(session: nox.Session) -> None:
-    """Test the package without any extra: what works, and the message for each missing extra."""
+    """Test the package without extras: the features that work, and the message for each missing extra."""
     install(session, package=".")
     session.run("python", "tests/ecosystem/bare.py", env=ENV)

@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation: `python -m nox -s docs`."""
+"""The Sphinx configuration. `python -m nox -s docs` builds the documentation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import cortecs_async
 
 
 def import_for_signatures() -> None:
-    """Imports the whole package, with what it imports for type checkers only: signatures name that too."""
+    """Import the whole package, including its imports for type checkers, which signatures also name."""
     for each in pkgutil.walk_packages(cortecs_async.__path__, "cortecs_async."):
         if each.name.split(".")[1] in {"__main__", "_cli"}:
             continue
@@ -37,7 +37,7 @@ def _import(statement: ast.stmt, names: dict[str, Any]) -> None:
     try:
         exec(compile(ast.Module([statement], type_ignores=[]), __file__, "exec"), names)  # noqa: S102  (our own)
     except ModuleNotFoundError:
-        # Of a package that is not installed for the build, a signature shows no more than the name.
+        # If a package is not installed for the build, a signature shows only the name.
         if isinstance(statement, ast.ImportFrom):
             for each in statement.names:
                 stand_in = type(each.name, (), {"__module__": statement.module})
@@ -53,7 +53,7 @@ version = release = cortecs_async.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 
 html_theme = "furo"
-pygments_dark_style = "github-dark"  # the theme's own underlines the names of modules
+pygments_dark_style = "github-dark"  # the theme's own style underlines module names
 html_title = f"cortecs_async {release}"
 html_logo = html_favicon = "_static/logo.svg"
 html_static_path = ["_static"]
@@ -89,26 +89,26 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 72
 napoleon_numpy_docstring = False
 napoleon_attr_annotations = True
-# Groups of the arguments of `AsyncCortecs`, which has many.
+# Groups for the many arguments of `AsyncCortecs`.
 napoleon_custom_sections = [
     (section, "params_style")
     for section in ("Other credentials", "Requests", "Network", "Crash safety and telemetry")
 ]
 
-# A build asks nothing of the network, so it has no inventory of other people's packages.
+# A build does not use the network, so it does not have the inventories of other packages.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!cortecs_async\.)\w+\..*"),
     (r"py:class", r".*\.[A-Z]"),  # type variables
-    (r"py:class", r".*\.URLObject"),  # any object that has a URL as its text
+    (r"py:class", r".*\.URLObject"),  # any object whose text is a URL
 ]
 
-# A constant, or how autodoc shows what the generated `__init__` of an attrs class has.
+# A constant, or a default as autodoc shows it for the generated `__init__` of an attrs class.
 _DEFAULT = re.compile(r" = (?:attr_dict\['(\w+)'\]\.default|([A-Z_]{3,}))\b")
 
-# What a name in a signature or after "Raises:" can be.
+# The possible types of an object named in a signature or after "Raises:".
 _KINDS = {"class", "exception", "function", "type"}
 
-# Made by the client, never by its user.
+# Created by the client, never by the user.
 _NOT_CONSTRUCTED = {
     "FanOut",
     "HardwareTypes",
@@ -125,7 +125,7 @@ _NOT_CONSTRUCTED = {
 def only_useful_signatures(
     _app: Sphinx, what: str, name: str, made: Any, _options: object, signature: str | None, returns: object
 ) -> tuple[str | None, Any] | None:
-    """Leaves out arguments of what its reader never makes; writes the defaults of attrs classes as values."""
+    """Leave out arguments of classes that users never construct. Show defaults of attrs classes as values."""
     if signature is None:
         return None
     owner, _, short = name.rpartition(".")
@@ -141,7 +141,7 @@ def only_useful_signatures(
 
 
 def default_of(made: Any, found: re.Match[str]) -> str:
-    """A default that is written as a name, as a value; `...` for one that is made anew each time."""
+    """Return the value of a default that is shown as a name, or `...` if it is created anew each time."""
     attribute, constant = found.groups()
     if attribute:
         return repr(attrs.fields_dict(made)[attribute].default)
@@ -151,7 +151,7 @@ def default_of(made: Any, found: re.Match[str]) -> str:
 def no_types_in_sentences(
     _app: Sphinx, what: str, _name: str, _obj: object, _options: object, lines: list[str]
 ) -> None:
-    """Keeps napoleon from taking the words before a colon for the type of a property."""
+    """Keep napoleon from treating the words before a colon as the type of a property."""
     if what in {"attribute", "property"} and lines and ": " in lines[0]:
         lines[:0] = ["..", ""]
 
@@ -159,7 +159,7 @@ def no_types_in_sentences(
 def examples_as_code(
     _app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]
 ) -> None:
-    """Shows the section `Example:` as Python code, without the `>>>` that napoleon expects."""
+    """Show the section `Example:` as Python code, without the `>>>` that napoleon expects."""
     if "Example:" not in lines:
         return
     begin = lines.index("Example:") + 1
@@ -171,7 +171,7 @@ def examples_as_code(
 def types_behind_names(
     _app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]
 ) -> None:
-    """Puts the type of an attribute behind its name, where napoleon has it as a field of its own below."""
+    """Move the type of an attribute next to its name. napoleon puts it into a separate field below."""
     for at in range(len(lines) - 1, -1, -1):
         if not lines[at].strip().startswith(":type:"):
             continue
@@ -181,7 +181,7 @@ def types_behind_names(
 
 
 def find_by_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element) -> Element | None:
-    """Leads to the one place where an object is documented, by whatever module it was named.
+    """Link to the only place where an object is documented, whichever module the name refers to.
 
     Most objects live in a private module and can be imported from two public ones.
     """
@@ -201,7 +201,7 @@ def find_by_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
+    """Connect the functions above. Sphinx calls this."""
     app.connect("missing-reference", find_by_name)
     app.connect("autodoc-process-signature", only_useful_signatures)
     app.connect("autodoc-process-docstring", no_types_in_sentences, priority=400)  # napoleon has 500

@@ -42,7 +42,7 @@ _COLORS = {"brown": "yellow", "default": None}
 def capture(
     command: Sequence[str], *, env: dict[str, str], size: tuple[int, int], until: Callable[[str], object]
 ) -> pyte.Screen:
-    """Run a command until its screen fulfills a condition. Return that screen, and terminate the command."""
+    """Run a command until its screen meets a condition. Return that screen and terminate the command."""
     columns, rows = size
     screen = pyte.Screen(columns, rows)
     stream = pyte.ByteStream(screen)
@@ -156,7 +156,7 @@ def draw_watch(emulator: Emulator, env: dict[str, str]) -> None:
     draw(screen, f"cortecs-async {' '.join(command)}", FOLDER / "watch.svg")
 
 
-# Leases an instance, like a program of the reader.
+# Leases an instance, like a reader's program.
 TRAIN = f"""
 import asyncio
 from cortecs_async import AsyncCortecs
@@ -170,7 +170,7 @@ asyncio.run(main())
 
 
 def draw_top(folder: Path, emulator: Emulator, env: dict[str, str]) -> None:
-    """Draw instances of three owners."""
+    """Draw instances with three owners."""
     for instance_id in emulator.existing:
         emulator.delete_instance(instance_id)
     emulator.start_instance("microsoft/phi-4", "NVIDIA_L40S_1")
@@ -186,7 +186,7 @@ def draw_top(folder: Path, emulator: Emulator, env: dict[str, str]) -> None:
                 ("top",), env=env, size=(140, 12), until=lambda text: "train.py" in text and "0.05" in text
             )
         finally:
-            train.send_signal(signal.SIGINT)  # it releases its instance
+            train.send_signal(signal.SIGINT)  # the program then releases its instance
     release = ("rm", "--force", *emulator.existing)
     subprocess.run([sys.executable, "-m", "cortecs_async", "-q", *release], env=environment, check=True)
     draw(screen, "cortecs-async top", FOLDER / "top.svg")

@@ -21,7 +21,7 @@ async def leave(block: contextlib.AbstractAsyncContextManager[Any]) -> None:
 
 
 def close_inside(block: contextlib.AbstractAsyncContextManager[Any]) -> None:
-    """Leave a block with the GeneratorExit of a coroutine that is closed."""
+    """Leave a block with the GeneratorExit of a closed coroutine."""
     coroutine = leave(block)
     coroutine.send(None)
     coroutine.close()

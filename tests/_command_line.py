@@ -60,12 +60,12 @@ os.execv(sys.executable, [sys.executable, "-P", "-c", *sys.argv[2:]])
 
 
 class Terminal:
-    """A Python program in the foreground of a terminal, and what it writes there.
+    """A Python program in the foreground of a terminal, and its output.
 
     Args:
         source: The program.
         arguments: Its command-line arguments.
-        env: Its environment, without the variables of the terminal.
+        env: Its environment, without the terminal's variables.
         columns: The width of the terminal.
     """
 
@@ -81,14 +81,14 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """The text written so far, without colors and cursor movements."""
+        """The text written so far, without colors or cursor movements."""
         return _ESCAPES.sub("", self._written.decode(errors="replace")).replace("\r", "")
 
     def until(self, condition: Callable[[str], object], seconds: float = 30.0) -> None:
-        """Read until the text fulfills a condition.
+        """Read until the text meets a condition.
 
         Raises:
-            TimeoutError: if it does not in time.
+            TimeoutError: If the condition is not met in time.
         """
         deadline = time.monotonic() + seconds
         while not condition(self.text):
@@ -101,7 +101,7 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def press_until(self, text: str, expected: str) -> None:
-        """Press keys until a text appears. Python can lose a Ctrl-C that comes just before it reads."""
+        """Press keys until some text appears. Python can lose a Ctrl-C that comes right before it reads."""
         for _ in range(10):
             self.press(text)
             with suppress(TimeoutError):

@@ -14,13 +14,13 @@ from attrs import frozen
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"`(\w+\.py)`")
-# Ports, instance numbers and times differ in each run.
+# Ports, instance numbers, and times differ in each run.
 _VARIABLE = re.compile(r"(?<=127\.0\.0\.1:)\d+|(?<=instance-)\d+|\b[\d.]+(?= s\b)")
 
 
 @frozen
 class Step:
-    """A code block of a page: `python` is a file to save, `sh` are commands, `text` is their output."""
+    """A code block on a page: `python` is a file to save, `sh` are commands, `text` is their output."""
 
     kind: str
     text: str
@@ -28,7 +28,7 @@ class Step:
 
 
 def sections(page: Path) -> dict[str, list[Step]]:
-    """Return the code blocks of a page by section title, or by the first line of the page."""
+    """Return the code blocks on a page by section title, or by the page's first line."""
     found: dict[str, list[Step]] = {}
     for part in re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
         title = part.partition("\n")[0]
@@ -45,11 +45,11 @@ def _steps(part: str) -> Iterator[Step]:
 
 
 def follow(steps: list[Step], directory: Path, env: Mapping[str, str], sleep: Callable[[float], None]) -> int:
-    """Follow the steps of a section, and return the number of outputs that were compared.
+    """Follow the steps of a section and return the number of compared outputs.
 
-    The file name of a program is the last one named before it. `# press Ctrl-C` after a command does that
-    once the command has printed a line. `sleep` replaces the command of that name. Of standard error, only
-    the note of an empty account is compared.
+    A program's file name is the last one named before it. If `# press Ctrl-C` follows a command, that happens
+    once the command has printed a line. `sleep` replaces the command of that name. From standard error, only
+    the note about an empty account is compared.
     """
     compared, output = 0, ""
     for step in steps:
@@ -69,7 +69,7 @@ def follow(steps: list[Step], directory: Path, env: Mapping[str, str], sleep: Ca
 
 
 def typed(commands: str, directory: Path, env: Mapping[str, str]) -> str:
-    """Run shell commands and return their output. `python` is the interpreter of the test."""
+    """Run shell commands and return their output. `python` is the test's interpreter."""
     with subprocess.Popen(
         ["bash", "-c", commands],
         cwd=directory,
@@ -89,6 +89,6 @@ def typed(commands: str, directory: Path, env: Mapping[str, str]) -> str:
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    # Without tracebacks and messages of the shell.
+    # Without tracebacks and messages from the shell.
     notes = "".join(line for line in errors.splitlines(keepends=True) if line == "No instances.\n")
     return first_line + output + notes

@@ -1,4 +1,4 @@
-"""Processes of one machine, for tests of what they own: each has a client and a journal of its own."""
+"""Processes on one machine, for tests of ownership. Each has its own client and journal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROXY_PAGE = "<html><body>The proxy received no valid response.</body></html>"
 
 
 class FakeReaper:
-    """Replaces the reaper's process: stores the messages that it receives, and does nothing."""
+    """Replaces the reaper process. Stores the messages it receives and does nothing else."""
 
     def __init__(self, *_: Any) -> None:
         self.is_running = False
@@ -43,7 +43,7 @@ class FakeReaper:
         self.is_running = True
 
     def handshake(self) -> None:
-        """Do nothing: it always responds."""
+        """Do nothing, because it always responds."""
 
     def send(self, messages: Iterable[Record]) -> None:
         for number, message in enumerate(messages):
@@ -75,7 +75,7 @@ class _MortalTransport(httpx.AsyncBaseTransport):
 
 
 class Process:
-    """A client with a journal of its own."""
+    """A client with its own journal."""
 
     def __init__(
         self, emu: Emulator, client: AsyncCortecs, transport: _MortalTransport, journals: Path
@@ -99,14 +99,14 @@ class Process:
         return list(states[self.journal].promises.values())
 
     async def start_and_die(self, options: dict[str, Any] | None = None) -> None:
-        """Start an instance, in a process that is killed before it is running."""
+        """Start an instance in a process that is killed before the instance is running."""
         with contextlib.suppress(errors.CortecsError):  # its requests hang until they time out
             async with self.client.instance(MODEL, HARDWARE, teardown_timeout=1.0, **(options or {})):
                 await anyio.sleep_forever()
         assert self._transport.is_dead
 
     def kill(self) -> Path | None:
-        """End it without a release: it sends and writes nothing more. Return the journal that it leaves."""
+        """End it without a release. It stops sending and writing. Return the journal it leaves behind."""
         self._transport.is_dead = True
         journal, self.store._journal = self.store._journal, None
         self.store._uses_journal = False
@@ -116,7 +116,7 @@ class Process:
         return journal.path
 
     async def reap(self, path: Path | None) -> None:
-        """Do the work of its reaper after its death."""
+        """Do its reaper's work after its death."""
         if path is None or (locked := try_lock(path)) is None:
             return
         state = locked.read()
@@ -132,7 +132,7 @@ class Process:
 
 
 def account_of(emu: Emulator) -> Record:
-    """Return the account of an emulator as its reaper gets it."""
+    """Return an emulator's account as sent to the reaper."""
     return {
         "api_base_url": emu.api_base_url,
         "client_id": emu.client_id,
@@ -144,7 +144,7 @@ def account_of(emu: Emulator) -> Record:
 
 
 def applying(state: JournalState) -> Callable[[Record], None]:
-    """Return what the reaper of a dead process does with its records, without a journal."""
+    """Return a function that applies records like a dead process's reaper, but without a journal."""
 
     def report(record: Record) -> None:
         state.apply(record)
@@ -159,7 +159,7 @@ async def reap(
     report: Callable[[Record], None],
     path: Path | None,
 ) -> None:
-    """Fulfill promises as a reaper does, on the clock of the test."""
+    """Fulfill promises as a reaper does, on the test's clock."""
     account = account_of(emu)
     async with emu.http_client() as http:
         await reap_account(
@@ -169,7 +169,7 @@ async def reap(
 
 @contextlib.asynccontextmanager
 async def process(emu: Emulator, journals: Path, **options: Any) -> AsyncIterator[Process]:
-    """Open a client like one of another process of this machine."""
+    """Open a client that behaves like one in another process on this machine."""
     transport = _MortalTransport(emu.transport())
     async with (
         httpx.AsyncClient(transport=transport) as http,

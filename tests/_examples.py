@@ -1,4 +1,4 @@
-"""Run the Python blocks of a Markdown page, in order."""
+"""Run the Python blocks on a Markdown page, in order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cortecs_async import AsyncCortecs
 
 
 def run_examples(page: Path, **names: Any) -> None:
-    """Run every block of a page.
+    """Run every block on a page.
 
     A block that calls `asyncio.run` or `trio.run` runs as it is. Any other block runs as the body of an async
     function, with a `client` made from the environment, and with the variables in `names`.
@@ -36,7 +36,7 @@ def run_examples(page: Path, **names: Any) -> None:
 
 
 def files_of(page: Path) -> dict[str, str]:
-    """Return the Python blocks of a page by the file names in their first lines."""
+    """Return the Python blocks on a page by the file names in their first lines."""
     blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page.read_text(), re.DOTALL)
     assert len(blocks) == page.read_text().count("```python")
     return dict(blocks)

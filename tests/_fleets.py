@@ -47,7 +47,7 @@ async def service(**options: Any) -> AsyncIterator[tuple[Emulator, AsyncCortecs]
 
 
 def request(number: int, **body: Any) -> dict[str, Any]:
-    """Return a request of a batch."""
+    """Return a batch request."""
     body = {"messages": [{"role": "user", "content": f"hello {number}"}], "max_tokens": 3, **body}
     return {"custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
 
@@ -56,7 +56,7 @@ def request(number: int, **body: Any) -> dict[str, Any]:
 
 
 async def answer_with_process(inst: InstanceHandle, requests: list[dict[str, Any]]) -> list[Any]:
-    """Answer requests, and return the process, its parent and the instance with each answer."""
+    """Answer requests, and return the process, its parent, and the instance with each answer."""
     where = {"pid": os.getpid(), "parent": os.getppid(), "instance_id": inst.instance_id}
     return [
         result if isinstance(result, Exception) else {**where, "answer": result}
@@ -74,7 +74,7 @@ async def wait_to_be_killed(folder: Path, inst: InstanceHandle, requests: list[d
 async def wait_for_cancellation(
     folder: Path, inst: InstanceHandle, requests: list[dict[str, Any]]
 ) -> list[Any]:
-    """Leave a file with this process id, and another one when cancelled."""
+    """Write a file with this process id, and another file when cancelled."""
     (folder / f"victim-{os.getpid()}").touch()
     try:
         await asyncio.sleep(TIMEOUT)
@@ -103,7 +103,7 @@ class Broken:
 
 
 async def misbehave(inst: InstanceHandle, items: list[str]) -> Any:
-    """Return or raise what each item says."""
+    """Return or raise the result that each item names."""
     match items[0]:
         case "unpicklable":
             raise Unpicklable(503, "too busy")
@@ -124,7 +124,7 @@ async def misbehave(inst: InstanceHandle, items: list[str]) -> Any:
 
 
 async def answer_all(fan_out: FanOutTo, count: int = 200) -> set[tuple[int, int]]:
-    """All requests have an outcome, one of them an error. Return the processes and their parents."""
+    """All requests have an outcome, and one is an error. Return the processes and their parents."""
     async with service(answer_seconds=0.02) as (emulator, client):
         requests = [request(each, **({"max_tokens": 10**9} if each == 7 else {})) for each in range(count)]
         leases = [client.instance(MODEL) for _ in range(2)]
@@ -152,7 +152,7 @@ async def run_custom_work(fan_out: FanOutTo) -> None:
 
 
 async def lose_a_worker(fan_out: FanOutTo, folder: Path, kill_it: Callable[[int], None] = kill) -> None:
-    """A worker is killed while it works: every item has one outcome."""
+    """A worker is killed while it works. Every item still has one outcome."""
     async with service() as (emulator, client):
         work = partial(wait_to_be_killed, folder)
         leases = [client.instance(MODEL)]
@@ -173,7 +173,7 @@ async def lose_a_worker(fan_out: FanOutTo, folder: Path, kill_it: Callable[[int]
 
 
 async def lose_an_instance(fan_out: FanOutTo) -> None:
-    """One of two instances is stopped: the other one does its chunks."""
+    """One of two instances is stopped. The other one runs its chunks."""
     async with service(answer_seconds=0.1, parallel=4) as (emulator, client):
         leases = [client.instance(MODEL) for _ in range(2)]
         found = []
@@ -192,7 +192,7 @@ async def lose_an_instance(fan_out: FanOutTo) -> None:
 
 
 async def raise_in_work(fan_out: FanOutTo) -> None:
-    """An exception of `work` ends everything and is raised unchanged."""
+    """An exception from `work` ends everything and is raised unchanged."""
     async with service() as (emulator, client):
         with pytest.raises(LookupError, match="failed with 10 requests"):
             await outcomes_of(
@@ -203,7 +203,7 @@ async def raise_in_work(fan_out: FanOutTo) -> None:
 
 
 async def return_nonsense(fan_out: FanOutTo) -> None:
-    """A result that cannot be sent to the driver is the error of its item."""
+    """A result that cannot be sent to the driver becomes its item's error."""
     async with service() as (emulator, client):
         kinds = ["value", "nothing", "generator", "short", "lock", "broken", "unpicklable"]
         found = await outcomes_of(fan_out(misbehave, kinds, [client.instance(MODEL)], chunk_size=1))
@@ -259,7 +259,7 @@ async def run_custom_tasks(program: str, folder: Path, **env: str) -> None:
 
 
 async def kill_the_driver(program: str, folder: Path, **env: str) -> None:
-    """Kill the program on the page, terminate it, and run it to its end: no leak, repetition or loss."""
+    """Kill the program on the page, terminate it, and run it to its end: no leak, no repetition, no loss."""
     count = 400
     (folder / "requests.jsonl").write_text(
         "".join(json.dumps(request(each)) + "\n" for each in range(count)), encoding="utf-8"
@@ -294,7 +294,7 @@ async def kill_the_driver(program: str, folder: Path, **env: str) -> None:
     lines = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     assert Counter(line["custom_id"] for line in lines) == {f"r{each}": 1 for each in range(count)}
     assert all(line["response"]["status_code"] == 200 for line in lines)
-    # In both runs, two chunks of 32 on each of two instances may have been in progress or not taken yet.
+    # In both runs, two chunks of 32 on each of two instances may have been in progress or not yet taken.
     assert asked <= count + 2 * 2 * 128
 
 
@@ -308,7 +308,7 @@ async def outcomes_of(fan_out: Any) -> list[Any]:
 
 
 async def waiting_processes(folder: Path) -> set[int]:
-    """Return the processes that wait to be killed, as soon as there is one."""
+    """Return the processes waiting to be killed, as soon as there is one."""
 
     def found() -> set[int]:
         return {int(path.name.partition("-")[2]) for path in folder.glob("victim-*")}
@@ -323,7 +323,7 @@ def check_once(found: list[Any], count: int) -> None:
 
 
 def block_of(words: str) -> str:
-    """Return the one Python block of the page with these words."""
+    """Return the only Python block on the page that contains these words."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (found,) = (block for block in blocks if words in block)
     return str(found)

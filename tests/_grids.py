@@ -1,8 +1,8 @@
 """Grids of parameters: the default tier runs a few rows, and `nightly` runs the rest.
 
-One value, or a pair of values, triggers most defects (Kuhn, Wallace and Gallo, "Software fault interactions
-and implications for software testing", 2004). The default tier therefore runs few rows, but enough to include
-each pair of values.
+One value, or a pair of values, triggers most defects (Kuhn, Wallace, and Gallo, "Software fault interactions
+and implications for software testing", 2004). So the default tier runs few rows, but enough of them to
+include each pair of values.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ BACKENDS = ("asyncio", "trio")
 
 
 def grid(*, strength: int = 2, **axes: Iterable[Any]) -> pytest.MarkDecorator:
-    """Parametrize a test with every combination of values, and mark those that add little `nightly`.
+    """Parametrize a test with every combination of values. Mark the ones that add little as `nightly`.
 
     Args:
-        strength: With 1, each value is in a row that is not marked. With 2, each pair of values is.
+        strength: With 1, each value is in an unmarked row. With 2, each pair of values is.
         **axes: The values of each parameter. `anyio_backend=BACKENDS` makes the backend one of them, so that
             the test does not run every row on both backends.
     """
@@ -44,12 +44,12 @@ def grid(*, strength: int = 2, **axes: Iterable[Any]) -> pytest.MarkDecorator:
 def alternating(
     names: str, rows: Iterable[Any], *, ids: Callable[[Any], object] = lambda value: None
 ) -> pytest.MarkDecorator:
-    """Parametrize an async test whose backend does not matter: run each row on one backend, in turn.
+    """Parametrize an async test whose backend does not matter. Backends take turns, one per row.
 
     Args:
         names: The parameters, separated by commas.
         rows: The value of each row, or a tuple of values if there is more than one name.
-        ids: Returns the id of a value, as in `pytest.mark.parametrize`.
+        ids: Returns the id for a value, as in `pytest.mark.parametrize`.
     """
     several = "," in names
     return pytest.mark.parametrize(
@@ -68,10 +68,10 @@ on_one_backend = pytest.mark.parametrize("anyio_backend", BACKENDS[:1], indirect
 
 
 def covering(rows: Sequence[tuple[int, ...]], strength: int) -> set[tuple[int, ...]]:
-    """Choose few rows, greedily, that together contain every combination of `strength` values.
+    """Greedily choose a few rows that together contain every combination of `strength` values.
 
-    Among rows that add equally many combinations, choose the one whose values, and pairs of values, occur
-    least so far. This makes a short axis, such as the backend, alternate.
+    Among rows that add equally many combinations, choose the one whose values and pairs of values have
+    occurred least so far. This makes a short axis, such as the backend, alternate.
     """
 
     def combinations(row: tuple[int, ...], size: int = strength) -> set[tuple[tuple[int, int], ...]]:

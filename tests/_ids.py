@@ -1,11 +1,11 @@
-"""Texts that are hostile as instance ids."""
+"""Hostile texts to use as instance ids."""
 
 from hypothesis import strategies as st
 
-# Surrogates too, which `st.text()` leaves out.
+# Including surrogates, which `st.text()` leaves out.
 ANY_TEXT = st.text(st.characters(), max_size=30)
 
-# Ids that could reach another route, end the path, or be decoded on the way.
+# Ids that could reach a different route, end the path, or be decoded along the way.
 HOSTILE_IDS = [
     "",
     " ",

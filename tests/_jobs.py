@@ -1,4 +1,4 @@
-"""Run the programs of docs/orchestrators/ in real processes, against an emulator."""
+"""Run the programs in docs/orchestrators/ in real processes against an emulator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGES = Path(__file__).parent.parent / "docs" / "orchestrators"
 
 BIN = Path(sys.executable).parent
 
-# Long enough for a test to end the job meanwhile.
+# Long enough for a test to end the job in the meantime.
 DELAY = 120.0
 
 
@@ -32,7 +32,7 @@ def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Poll until a condition on processes or files is true.
 
     Raises:
-        TimeoutError: if it is not true in time.
+        TimeoutError: If it is not true in time.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -43,12 +43,12 @@ def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 @define(eq=False)
 class Workspace:
-    """A folder with the programs of a page, and an emulator for them.
+    """A folder with the programs from a page, and an emulator for them.
 
     Attributes:
         emulator: The emulator.
-        folder: The folder, which is also the home of the programs.
-        env: The environment variables of the programs.
+        folder: The folder, which is also the programs' home directory.
+        env: The programs' environment variables.
     """
 
     emulator: Emulator
@@ -81,47 +81,48 @@ class Workspace:
             process.wait()
 
     def delay_next_answer(self) -> None:
-        """Delay the next answer of a model, so that the job stays in its block."""
+        """Delay the next answer from a model, so that the job stays in its block."""
         self.emulator.add_fault(Fault("delay", route="chat", seconds=DELAY))
 
     def refuse_next_answer(self) -> None:
-        """Refuse the next request to a model, so that the job fails in its block."""
+        """Reject the next request to a model, so that the job fails in its block."""
         self.emulator.add_fault(Fault("status", route="chat", status=400))
 
     def reset(self) -> None:
-        """Begin a test: forget earlier faults, requests and journals."""
+        """Begin a test: discard earlier faults, requests, and journals."""
         self.emulator.clear_faults()
         self._seen = len(self.emulator.requests)
         self._before = self._journals()
 
     def count(self, route: str) -> int:
-        """Return the number of requests of a route in this test."""
+        """Return the number of requests to a route in this test."""
         return sum(each.route == route for each in self.emulator.requests[self._seen :])
 
     def wait_for_block(self) -> None:
-        """Wait until a job is in its block and waits for an answer."""
+        """Wait until a job is in its block, waiting for an answer."""
         until(lambda: self.count("chat") == 1, 120)
 
     def assert_released(self, *, by: str, seconds: float = 30.0) -> None:
-        """Check that this test started one instance, and that it is released.
+        """Check that this test started one instance and that the instance is released.
 
         Args:
-            by: What must release it: "block", which uses the token of its client; "reaper" or "release" (by
-                another process), which fetch their own token; or "either", which is block or reaper.
-            seconds: The timeout from now.
+            by: The expected way of release: "block", which uses its client's token; "reaper" or "release" (by
+                another process), which fetch their own token; or "either", for block or reaper.
+            seconds: The timeout, counted from now.
         """
         until(lambda: not self.emulator.existing, seconds)
         assert self.count("start") == 1
         assert self.count("token") in {"block": {1}, "either": {1, 2}}.get(by, {2})
         if by == "release":
-            # It lists the instances once more than a reaper, to check that the instance exists. The last list
-            # confirms the deletion. The journal of the process that acquired it remains until the deadline.
+            # It lists the instances once more than a reaper does, to check that the instance exists. The last
+            # list confirms the deletion. The journal of the process that acquired it remains until the
+            # deadline.
             until(lambda: self.count("list") >= 3, seconds)
         else:
             until(lambda: self._journals() <= self._before, seconds)
 
     def _journals(self) -> set[Path]:
-        """Return the journals with promises. Others may remain while a process of the machine has a lease."""
+        """Return the journals with promises. Others may remain while a process on the machine has a lease."""
         journals = read_journals(self.folder / "state" / "journal")
         return {path for path, state in journals if state.promises}
 
@@ -139,7 +140,7 @@ class Run:
         return self.log.read_text(errors="replace")
 
     def lease_owner(self) -> int:
-        """Return the process id of the owner of the instance: the only process that has a reaper."""
+        """Return the process id of the owner of the instance: the only process with a reaper."""
         (pid,) = [pid for pid in (self.process.pid, *descendants(self.process.pid)) if reapers_of(pid)]
         return pid
 
@@ -148,7 +149,7 @@ class Run:
         self.process.send_signal(number)
 
     def wait(self, seconds: float = 60.0) -> int:
-        """Wait until the command has ended, and return its exit status."""
+        """Wait until the command has ended and return its exit status."""
         return self.process.wait(seconds)
 
 
@@ -160,13 +161,13 @@ def descendants(pid: int) -> list[int]:
 
 @contextmanager
 def open_workspace(page: str, folder: Path) -> Iterator[Workspace]:
-    """Write the programs of a page to a folder, and serve an emulator.
+    """Write the programs from a page to a folder, and serve an emulator.
 
-    A program is a block of Python whose first line is a comment with its file name.
+    A program is a Python block whose first line is a comment with its file name.
     """
     for name, source in files_of(PAGES / f"{page}.md").items():
         (folder / name).write_text(source)
-    # Stopping takes a while, so that a test notices if a release is not waited for.
+    # Stopping takes a while, so that a test fails if a release is not awaited.
     serving = serve_emulator(step_seconds=0.02, stop_seconds=0.5)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving) as emu:
         env = {
@@ -181,7 +182,7 @@ def open_workspace(page: str, folder: Path) -> Iterator[Workspace]:
         try:
             yield Workspace(emu, folder, env)
         finally:
-            # An acquired instance has a reaper until its deadline.
+            # An acquired instance keeps a reaper until its deadline.
             home = f"HOME={folder}".encode()
             for pid in filter(is_reaper, pids()):
                 if home in read(pid, "environ").split(b"\0"):

@@ -21,7 +21,7 @@ SECRETS = (SECRET, TOKEN)
 
 
 def frames(error: BaseException) -> Iterator[FrameType]:
-    """Yield the frames of a traceback, except those of the tests, which may have the secrets."""
+    """Yield the frames of a traceback, except the tests' own frames, which can contain the secrets."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if HERE not in Path(frame.f_code.co_filename).parents:
             yield frame

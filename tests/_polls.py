@@ -12,7 +12,7 @@ def poll_often(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
 
     Args:
         monkeypatch: Restores the defaults.
-        **seconds: More defaults of `PollPolicy` to replace.
+        **seconds: More `PollPolicy` defaults to replace.
     """
     defaults = PollPolicy.__init__.__kwdefaults__
     assert defaults is not None

@@ -1,4 +1,4 @@
-"""Worker pools that answer the requests of a file on endpoints of a test."""
+"""Worker pools that send the requests from a file to a test's endpoints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Endpoint(Protocol):
 
 @define
 class Sink:
-    """Keeps the lines that it gets."""
+    """Keeps the lines it receives."""
 
     lines: list[AnswerLine] = field(factory=list)
     is_full: bool = False
@@ -63,7 +63,7 @@ async def work_on(
     max_retries: int = 5,
     lost_after: float = math.inf,
 ) -> Outcome:
-    """Answer `count` requests. The instance of the first endpoint is lost after so many seconds."""
+    """Answer `count` requests. The instance of the first endpoint is lost after the given seconds."""
     source = folder / "in.jsonl"
     with source.open("w") as file:
         for number in range(count):

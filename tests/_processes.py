@@ -20,10 +20,10 @@ REAPER = b"from cortecs_async._recovery.reaper import main"
 
 
 async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Poll until a condition on processes, threads or files is true.
+    """Poll until a condition on processes, threads, or files is true.
 
     Raises:
-        TimeoutError: if it is not true in time.
+        TimeoutError: If it is not true in time.
     """
     with anyio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110  (these set no event)
@@ -31,7 +31,7 @@ async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 def state_of(pid: int) -> str:
-    """Return the letter for the state of a process in Linux; empty if there is no such process."""
+    """Return the letter for a process's state in Linux. Empty if there is no such process."""
     return _stat(pid)[0]
 
 
@@ -61,7 +61,7 @@ def reapers_of(parent: int) -> tuple[int, ...]:
 
 
 def read(pid: int, name: str) -> bytes:
-    """Read a file of a process in /proc; empty if there is no such process."""
+    """Read a process's file in /proc. Empty if there is no such process."""
     try:
         return (PROC / str(pid) / name).read_bytes()
     except OSError:
@@ -69,7 +69,7 @@ def read(pid: int, name: str) -> bytes:
 
 
 def kill(pid: int) -> None:
-    """Kill a process, if it exists."""
+    """Kill a process if it exists."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -77,7 +77,7 @@ def kill(pid: int) -> None:
 
 
 def _stat(pid: int) -> tuple[str, int]:
-    # After the name, which is in parentheses and may contain some.
+    # After the name, which is in parentheses and can itself contain parentheses.
     fields = read(pid, "stat").rpartition(b")")[2].split()
     return (fields[0].decode(), int(fields[1])) if fields else ("", 0)
 
@@ -90,7 +90,7 @@ class Program:
         arguments: The arguments in `sys.argv`.
         env: The environment variables, except the paths.
         log: The file for the output.
-        cwd: The working directory; that of the tests by default.
+        cwd: The working directory. Default: the tests' working directory.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Program:
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                # -P, because the working directory may contain another version of the package.
+                # -P, because the working directory may contain a different version of the package.
                 [sys.executable, "-P", "-c", source, *arguments],
                 env={"PATH": os.defpath, **env, "PYTHONPATH": os.pathsep.join(sys.path)},
                 cwd=cwd,
@@ -147,12 +147,12 @@ class Program:
 
     @property
     def has_left_a_reaper(self) -> bool:
-        """Whether a reaper that the program had at the last signal or query is running."""
+        """Whether a reaper from the last signal or query is still running."""
         return any(is_alive(pid) for pid in self._reapers)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, unless the program has ended."""
-        self.reapers()  # remember them, because reapers of a dead program are not found
+        self.reapers()  # remember them, because a dead program's reapers cannot be found
         self.process.send_signal(number)
 
     def send_all(self, number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""Records of a journal, for an account and a service that do not exist."""
+"""Journal records for a nonexistent account and service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def created(key: str = "e1", **more: Any) -> Record:
 
 
 def state_of(*records: Record) -> JournalState:
-    """Apply records, each of which must be understood, and return the state."""
+    """Apply records, which must all be understood, and return the state."""
     state = JournalState()
     for record in records:
         assert state.apply(record), record

@@ -1,4 +1,4 @@
-"""Find everything public: the modules, their classes and functions, and the public methods of the classes."""
+"""Find everything public: modules, their classes and functions, and the classes' public methods."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cortecs_async._api.resources import HardwareTypes, Models, User
 from cortecs_async._api.waiting import InstanceWatch
 from cortecs_async.emulator._server import ServedEmulator
 
-# Classes that you cannot import: methods and attributes return their objects.
+# Classes that cannot be imported. Methods and attributes return their objects.
 RETURNED = {HardwareTypes, InstanceWatch, Instances, Models, ServedEmulator, User}
 
-# Methods that only other modules of the package call.
+# Methods called only by other modules in the package.
 _STATE = {"next_report", "report_id", "state_after"}
 INNER = {
     "BackgroundInstance": _STATE,
@@ -49,7 +49,7 @@ def public_modules() -> Iterator[str]:
 
 
 def public_names(module: str) -> dict[str, Any]:
-    """Return what a public module offers, by name."""
+    """Return the public names of a module with their objects."""
     found = importlib.import_module(module)
     offered = getattr(found, "__all__", None) or [
         name
@@ -66,7 +66,7 @@ def public_objects() -> dict[str, Any]:
     literals, protocols, typed dicts) are left out.
     """
     found: dict[str, Any] = {}
-    # Other modules repeat names of `cortecs_async`, and `integrations.dask` those of `integrations.ray`.
+    # Other modules repeat names from `cortecs_async`, and `integrations.dask` repeats `integrations.ray`.
     seen: set[int] = set()
     for module in public_modules():
         for name, value in public_names(module).items():

@@ -14,11 +14,11 @@ from cortecs_async._recovery.records import Record
 
 
 class StubReaper:
-    """Replaces the reaper process, and keeps the messages to it."""
+    """Replaces the reaper process and keeps the messages sent to it."""
 
     def __init__(self, on_death: Callable[[], None], *_: Any) -> None:
         self.on_death = on_death
-        # The outcomes of the next rehearsals, then empty for a success. None never comes.
+        # The outcomes of the next rehearsals. After these, empty for success. None means no outcome at all.
         self.outcomes: list[str | None] = []
         self._outcome: str | None = ""
         self.sent: list[Record] = []
@@ -36,7 +36,7 @@ class StubReaper:
         self.sent = []
 
     def handshake(self) -> None:
-        """Do nothing: the reaper is always there."""
+        """Do nothing, because the reaper is always there."""
 
     def send(self, messages: Iterable[Record]) -> None:
         for message in messages:
@@ -54,7 +54,7 @@ class StubReaper:
 
 
 def stub_reapers(monkeypatch: pytest.MonkeyPatch) -> list[StubReaper]:
-    """Replace each new reaper, and collect the replacements."""
+    """Replace each new reaper and collect the replacements."""
     stubs: list[StubReaper] = []
 
     def create(*arguments: Any) -> StubReaper:
@@ -66,7 +66,7 @@ def stub_reapers(monkeypatch: pytest.MonkeyPatch) -> list[StubReaper]:
 
 
 class SilentProcess:
-    """A process that reads everything and answers nothing."""
+    """A process that reads everything and never responds."""
 
     pid = 0
 

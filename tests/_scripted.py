@@ -1,4 +1,4 @@
-"""A service in process with scripted answers, for answers that no working service gives.
+"""An in-process service with scripted answers that no working service would give.
 
 It records all requests, so that a test can check what was sent.
 """
@@ -25,7 +25,7 @@ TOKEN = "t0ken-of-the-service"
 
 @define(kw_only=True)
 class Answer:
-    """One answer, after `delay` seconds; or a `failure` instead of it."""
+    """One answer, or a `failure` instead of it, after `delay` seconds."""
 
     status: int = 200
     json: Any = None
@@ -49,7 +49,7 @@ Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 
 class Service:
-    """Answers requests by (method, path below the API base URL). The last answer of a route repeats."""
+    """Answers requests by (method, path below the API base URL). A route's last answer repeats."""
 
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []
@@ -76,7 +76,7 @@ class Service:
 
     @property
     def routes(self) -> list[str]:
-        """The routes of all requests, without those for a token."""
+        """The routes of all requests except token requests."""
         routes = [f"{each.method} {each.url.raw_path.decode().removeprefix('/v1')}" for each in self.requests]
         return [each for each in routes if each != "POST /oauth2/token"]
 
@@ -89,7 +89,7 @@ class Service:
 
     @asynccontextmanager
     async def client(self, **options: Any) -> AsyncIterator[AsyncCortecs]:
-        """Open a client that is connected to this service."""
+        """Open a client connected to this service."""
         if "credential_provider" not in options:
             options = {"client_id": CLIENT_ID, "client_secret": SECRET, **options}
         async with self.http_client() as http_client:
@@ -113,5 +113,5 @@ def instance(instance_id: str = "instance-1", status: str = "running", **fields:
 
 
 def ok(instance_id: str = "instance-1", status: str = "running", **fields: Any) -> Answer:
-    """Return the answer to a get, start, stop or restart."""
+    """Return the answer to a get, start, stop, or restart."""
     return Answer(json={"message": "fine", "instance": instance(instance_id, status, **fields)})

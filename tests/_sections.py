@@ -1,7 +1,7 @@
-"""Run the Python blocks of a section of a page in a process of its own, and return a result.
+"""Run the Python blocks in a page's section in a separate process, and return a result.
 
-The sections set environment variables and defaults of their frameworks. Besides, a framework may send
-telemetry when the interpreter exits.
+The sections set environment variables and defaults of their frameworks. A framework may also send telemetry
+when the interpreter exits.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from cortecs_async import AsyncCortecs
 from cortecs_async.emulator import serve_emulator
 
 DOCS = Path(__file__).parent.parent / "docs"
-# Some frameworks take long to import on a busy machine.
+# Some frameworks take a long time to import on a busy machine.
 TIMEOUT = 600.0
 
 
 def run_section(page: str, heading: str, *, show: str) -> Any:
-    """Run the blocks under a heading of a page on an emulator, and then evaluate an expression.
+    """Run the blocks under a page's heading on an emulator, then evaluate an expression.
 
     Args:
         page: The page in docs/.
@@ -37,8 +37,8 @@ def run_section(page: str, heading: str, *, show: str) -> Any:
         show: The expression. Its value is converted to JSON and back.
 
     Raises:
-        AssertionError: if the section fails, warns of unclosed resources, leaves an instance, or connects to
-            another host.
+        AssertionError: If the section fails, warns about unclosed resources, leaves an instance, or connects
+            to any other host.
     """
     with tempfile.TemporaryDirectory() as scratch:
         hosts, result = Path(scratch, "hosts"), Path(scratch, "result")
@@ -57,14 +57,14 @@ def run_section(page: str, heading: str, *, show: str) -> Any:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        # Includes exceptions of threads, and warnings of the garbage collector.
+        # Includes exceptions in threads and warnings from the garbage collector.
         assert re.search("Traceback|unclosed", done.stderr) is None, done.stderr
         assert set(hosts.read_text().split()) == {"127.0.0.1"}, hosts.read_text()
         return json.loads(result.read_text())
 
 
 def blocks(page: str, heading: str) -> list[str]:
-    """Return the Python blocks under a heading, each with the line numbers of the page."""
+    """Return the Python blocks under a heading, each padded to its line numbers on the page."""
     text = Path(DOCS, page).read_text()
     section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section is not None, f"{page} has no section {heading}"
@@ -85,11 +85,11 @@ def main(page: str, heading: str, show: str, hosts: str, result: str) -> None:
 
 
 async def run_blocks(page: str, heading: str, show: str) -> Any:
-    """Run the blocks, and return the value of `show`."""
+    """Run the blocks and return the value of `show`."""
     async with AsyncCortecs() as client, client.instance(MODEL) as inst:
         names: dict[str, Any] = {"client": client, "inst": inst}
         for source in blocks(page, heading):
-            # With the whole path, because some frameworks read the source of a function.
+            # With the full path, because some frameworks read the source of a function.
             code = compile(source, str(DOCS / page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             pending = eval(code, names)  # noqa: S307
             if inspect.isawaitable(pending):

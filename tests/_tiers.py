@@ -1,7 +1,7 @@
-"""Check the rules of the default tier: `pytest --check-tiers`, which `nox -s nightly` runs.
+"""Check the rules of the default tier with `pytest --check-tiers`, as `nox -s nightly` does.
 
-A test of the default tier opens no socket, starts no process, does not sleep, and takes at most two seconds
-of processor time. A test marked `smoke` may do the first three. The check is off by default, so that a busy
+A test in the default tier does not open a socket, start a process, or sleep, and takes at most two seconds of
+processor time. A test marked `smoke` may do the first three. The check is off by default, so that a busy
 machine does not fail a test.
 """
 
@@ -14,15 +14,15 @@ from collections.abc import Collection, Generator
 import pytest
 
 REAL = ("sockets", "smoke")
-"""Tests with one of these marks may leave the process, and run on real time."""
+"""Tests with one of these marks can leave the process and run on real time."""
 
 TIERS = ("sockets", "proofs", "oracle", "nightly")
 """A test with one of these marks is not in the default tier."""
 
 MOST_SECONDS = 2.0
 
-# Audit events that a test of the default tier must not raise. The socket pair of an event loop raises none of
-# them.
+# Audit events that a test in the default tier must not raise. An event loop's socket pair does not raise any
+# of them.
 OUTSIDE = frozenset({
     "os.fork",
     "os.forkpty",
@@ -39,12 +39,12 @@ OUTSIDE = frozenset({
 
 
 def is_real(item: pytest.Item) -> bool:
-    """Whether a test uses real sockets, processes or signals."""
+    """Whether a test uses real sockets, processes, or signals."""
     return any(item.get_closest_marker(name) for name in REAL)
 
 
 def violation(marks: Collection[str], events: Collection[str], busy: float, waited: float) -> str | None:
-    """Explain why a test belongs to another tier; None if it does not.
+    """Explain why a test belongs to another tier, or return None if it does not.
 
     Args:
         marks: The names of the test's marks.
@@ -66,7 +66,7 @@ def violation(marks: Collection[str], events: Collection[str], busy: float, wait
 
 
 class TierCheck:
-    """A pytest plugin that fails a test of the default tier if it belongs to another tier."""
+    """A pytest plugin that fails a default-tier test if it belongs to another tier."""
 
     def __init__(self) -> None:
         self._events: set[str] = set()
@@ -75,14 +75,14 @@ class TierCheck:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self) -> Generator[None]:
-        """Forget the earlier tests."""
+        """Discard the earlier tests."""
         self._events.clear()
         self._began, self._busy_before = time.monotonic(), time.process_time()
         yield
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None]:
-        """Fail the test if it belongs to another tier: at its end, so that its fixtures count."""
+        """Fail the test if it belongs to another tier. This runs at its end, so that its fixtures count."""
         yield
         busy = time.process_time() - self._busy_before
         waited = time.monotonic() - self._began - busy

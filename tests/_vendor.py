@@ -1,7 +1,7 @@
-"""The vendor's programs: where they are published, and how they are run against the emulator.
+"""The vendor's programs: download them and run them against the emulator.
 
-Nothing of them is committed. Its package index has the client, its tests, and the README with two programs;
-the other programs are only in its repository.
+None of these programs are committed here. The vendor's package index has the client, its tests, and the
+README with two programs. The other programs are only in its repository.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def download(name: str, sha256: str, folder: Path, *options: str) -> None:
 
 
 def check_out(folder: Path) -> Path:
-    """Check out the vendor's repository. Where GitHub cannot be reached, skip the test, except on GitHub.
+    """Check out the vendor's repository. If GitHub cannot be reached, skip the test, except on GitHub.
 
     The commit's id is a hash of all files, so git notices a change. To use a clone or a mirror, tell git:
     `git config --global url.<its path>.insteadOf https://github.com/cortecs-ai/cortecs-py`.
@@ -98,10 +98,10 @@ def run(
     Args:
         program: A file, or the name of a module.
         emulator: The emulator.
-        folder: The working directory, and the home directory, into which CrewAI writes.
-        *path: Where to look for modules first.
+        folder: The working directory and home directory. CrewAI writes to the latter.
+        *path: Directories to search first for modules.
         typed: Its standard input.
-        interrupt_after: A Ctrl-C ends the program once it has printed a line with this text. By default, it
+        interrupt_after: Ctrl-C ends the program once it has printed a line with this text. By default, it
             ends by itself.
         **env: More environment variables.
     """
@@ -137,7 +137,7 @@ def run(
 def run_page(
     heading: str, emulator: Emulator, folder: Path, *path: str, **options: str
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Run each Python block under a heading of docs/migrating.md as a program of its own; see `run`."""
+    """Run each Python block under a heading of docs/migrating.md as a separate program (see `run`)."""
     done = []
     for number, source in enumerate(blocks("migrating.md", heading)):
         program = folder / f"block_{number}.py"
@@ -149,14 +149,14 @@ def run_page(
 def serve(**options: Any) -> AbstractContextManager[Emulator]:
     """Serve an emulator whose clock advances by a second with each request.
 
-    The vendor's client sleeps for 5 s after each poll but the first. Here, the first poll returns a pending
-    instance, and the second a running one.
+    The vendor's client sleeps for 5 s after each poll except the first. Here, the first poll returns a
+    pending instance and the second a running one.
     """
     return serve_emulator(step_seconds=0.5, clock=itertools.count().__next__, **options)
 
 
 def write_stand_ins(folder: Path) -> str:
-    """Write what the programs get their data from in place of the network, and return where modules are."""
+    """Write the programs' data sources that replace the network, and return the folder of the modules."""
     for name, text in STAND_INS.items():
         path = folder / "stand-ins" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def write_stand_ins(folder: Path) -> str:
     return str(folder / "stand-ins")
 
 
-# What the programs get from the network, and the package or website that it is in place of.
+# The replacements for data from the network, each with the package or website it replaces.
 STAND_INS = {
     # arxiv.org
     "langchain_community/document_loaders.py": """
@@ -201,7 +201,7 @@ class Reddit:
             )
             time.sleep(0.01)
 """,
-    # The tokenizers of huggingface.co.
+    # The tokenizers from huggingface.co.
     "transformers/tokenization_utils_base.py": """
 class PreTrainedTokenizerBase:
     def tokenize(self, text, **options):

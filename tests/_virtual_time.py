@@ -1,12 +1,13 @@
 """Virtual time on asyncio: an event loop whose clock is a number.
 
-When nothing is ready, the loop's selector advances the clock to the next timer instead of waiting for it. So
-an hour of polling takes no time, and every run has the same times. trio has the same with
-`trio.testing.MockClock(autojump_threshold=0)`. `conftest.py` gives one or the other to every async test.
+If nothing is ready, the loop's selector advances the clock to the next timer instead of waiting for it. So an
+hour of polling takes no time, and every run has the same times. On trio,
+`trio.testing.MockClock(autojump_threshold=0)` does the same. `conftest.py` gives one or the other to every
+async test.
 
-The clock does not wait for work outside the event loop, here as in trio: while a worker thread of anyio, a
-subprocess or a remote peer is busy, the clock jumps to the next timer. Tests that need them are marked
-`sockets`, and run on real time.
+As in trio, the clock does not wait for work outside the event loop: while an anyio worker thread, a
+subprocess, or a remote peer is busy, the clock jumps to the next timer. Tests that need these are marked
+`sockets` and run on real time.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 DEADLOCK_AFTER = 5.0
-"""Real seconds that a loop without timers waits for sockets, threads and signals before it is a deadlock."""
+"""Real seconds that a loop without timers waits for sockets, threads, and signals before it is a deadlock."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """A selector event loop on virtual time, for anyio's backend option `loop_factory`.
 
     Args:
-        deadlock_after: Real seconds to wait for sockets, threads and signals when no timer is set.
+        deadlock_after: Real seconds to wait for sockets, threads, and signals if no timer is set.
     """
 
     def __init__(self, *, deadlock_after: float = DEADLOCK_AFTER) -> None:
@@ -50,12 +51,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return future
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        # Without the timeout of Python 3.12, which would expire at once on virtual time.
+        # Without the timeout of Python 3.12, which would expire immediately on virtual time.
         await super().shutdown_default_executor()
 
 
 class _VirtualTimeSelector(selectors.BaseSelector):
-    """A selector that waits on virtual time, and reports real readiness. asyncio waits nowhere else."""
+    """A selector that waits on virtual time and reports real readiness. asyncio waits nowhere else."""
 
     def __init__(self, deadlock_after: float) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""Names that most tests share: a model, its hardware, and a client of an emulator."""
+"""Names shared by most tests: a model, its hardware, and an emulator's client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]
 
 
 def client_of(emulator: Emulator, **options: Any) -> AsyncCortecs:
-    """Make a client with the address and credentials of an emulator."""
+    """Create a client with an emulator's address and credentials."""
     return AsyncCortecs(
         **{
             "client_id": emulator.client_id,
@@ -55,4 +55,4 @@ def emulated_wall_clock() -> float:
 
 
 SYSTEM = System(emulated_wall_clock, off_loop=in_the_loop, in_background=lambda work: work())
-"""The clock of an emulator, and no threads."""
+"""Use an emulator's clock and no threads."""

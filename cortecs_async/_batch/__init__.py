@@ -1,1 +1,1 @@
-"""Batches: a file of requests, instances that answer them, and a file of answers."""
+"""Batches: run a file of requests on instances and write the answers to a file."""

@@ -1,6 +1,6 @@
-"""Parse and write single lines of the output of a batch. Pure.
+"""Parse and format single lines of a batch's output. Pure functions.
 
-A line is the answer to a request, in the format of OpenAI's Batch API: `custom_id`, `response` and `error`.
+Each line answers one request, in the format of OpenAI's Batch API: `custom_id`, `response`, and `error`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .format import ENCODER, LineError, Request, decode, digest_custom_id, encod
 # Larger token counts are ignored, because they would overflow the sums.
 _MAX_TOKENS = 1 << 53
 
-# Characters that are kept of an error response that is not JSON.
+# Characters to keep of an error response that is not JSON.
 _EXCERPT = 2000
 
-# A string, which is kept, or a constant that Python writes although it is not JSON.
+# A string, which is kept, or a constant that Python writes even though it is not JSON.
 _STRING_OR_CONSTANT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|NaN|-?Infinity', re.DOTALL)
 
 
@@ -41,7 +41,7 @@ _LENIENT_DECODER = json.JSONDecoder(strict=False)
 
 @define
 class Usage:
-    """Tokens, as the endpoint counted them."""
+    """Token counts, as reported by the endpoint."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -51,7 +51,7 @@ class Usage:
 class AnswerLine:
     """A line to write to the output. Error lines have no `usage`.
 
-    `problem` is set on an error line whose status is a success: it says what is wrong with the body.
+    `problem` is set on an error line with a success status. It describes the fault in the body.
     """
 
     request: Request
@@ -62,7 +62,7 @@ class AnswerLine:
 
 @frozen
 class ParsedAnswer:
-    """What a line of the output says. `key` is a digest of the custom_id."""
+    """The content of an output line. `key` is a digest of the custom_id."""
 
     key: bytes
     request_id: str
@@ -94,7 +94,7 @@ def foreign_output_error(problem: str, path: str, number: int) -> BatchFileError
 
 
 def format_answer(request: Request, status: int, request_id: str | None, body: bytes) -> AnswerLine:
-    """Return the output line for a response of the endpoint.
+    """Return the output line for a response from the endpoint.
 
     If the status is a success, but the body is an error or has no content, the line has a `problem`.
 
@@ -131,9 +131,9 @@ def _replace_constants(text: str) -> str:
 
 
 def _read_answer(body: bytes) -> tuple[str, dict[str, Any]] | None:
-    """Return a body as one line of JSON, and its data; None if it is not a JSON object.
+    """Return a body as one line of JSON, and its data, or None if the body is not a JSON object.
 
-    The text stays as it was received, except for line breaks and constants that are not JSON.
+    The text stays as received, except for line breaks and constants that are not JSON.
     """
     try:
         # Line breaks in valid JSON are whitespace.
@@ -150,7 +150,7 @@ def _read_answer(body: bytes) -> tuple[str, dict[str, Any]] | None:
 
 
 def _mend_answer(body: bytes) -> bytes:
-    """Return a body with invalid UTF-8, or with control characters in strings, as JSON; else nothing."""
+    """Return a body with invalid UTF-8, or with control characters in strings, as JSON; otherwise b""."""
     try:
         data = _LENIENT_DECODER.decode(body.decode("utf-8", "replace").strip())
     except (ValueError, RecursionError):
@@ -159,10 +159,10 @@ def _mend_answer(body: bytes) -> bytes:
 
 
 def format_value(request: Request, value: Any) -> AnswerLine:
-    """Return the output line for a value of the caller's own code.
+    """Return the output line for a value from the caller's own code.
 
     Raises:
-        TypeError, ValueError: It is not JSON.
+        TypeError, ValueError: The value is not JSON.
     """
     text = _replace_constants(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
     return _answer_line(request, _format_response(request, 200, None, text), "null")

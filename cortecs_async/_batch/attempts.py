@@ -1,4 +1,4 @@
-"""Record the outcomes of the attempts on one endpoint, and decide what happens to their requests."""
+"""Record the outcomes of attempts on one endpoint, and decide what happens to their requests."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .sender import Reply
 from .suspects import InFlight, NextStep, next_step
 from .writer import AnswerWriter
 
-# Send a probe after this many errors inside a success in a row: a gateway without a server behind it may send
-# such an error for every request.
+# Send a probe after this many error bodies with a success status in a row, because a gateway with no server
+# behind it may send such an error for every request.
 _MAX_ANSWERED_ERRORS = 8
 
-# Seconds between a failure and its evaluation. When a server stops, an answer that it sent before may be read
-# after the failures, as if the server had kept running. A restart of the server takes longer than this.
+# Seconds between a failure and its evaluation. When a server stops, an answer sent earlier may be read after
+# the failures, as if the server had kept running. Restarting a server takes longer than this.
 _SETTLE_SECONDS = 0.05
 
-# Failures whose cause is clear, so that answers to other requests are not needed to find it.
+# Failures with a clear cause. Answers to other requests are not needed to find it.
 _CLEAR_REASONS = frozenset({FailureReason.NOT_SENT, FailureReason.ANSWERED_ERROR, FailureReason.REFUSED})
 
 # Failures that are evaluated immediately.
@@ -50,13 +50,14 @@ class Attempts:
     Args:
         post: Sends a body to a path of the endpoint.
         queue: The unanswered requests, shared with other instances.
-        max_retries: Retries after the first attempt, before a request becomes an error line.
+        max_retries: Retries after the first attempt before a request becomes an error line.
 
     Attributes:
-        answers: Requests that were answered.
+        answers: The number of answered requests.
         needs_probe: Failures that a probe must decide (see `record_probe`): timeouts of everything in flight,
-            and errors inside a success from the eighth in a row. If the endpoint answers the probe, they are
-            the requests' own failures; otherwise, a request made the endpoint hang, or it has no server.
+            and error bodies with a success status, from the eighth in a row. If the endpoint answers the
+            probe, the requests themselves are at fault. Otherwise, a request made the endpoint hang, or no
+            server is behind it.
     """
 
     post: Callable[[str, bytes], Awaitable[Reply | Failure]]
@@ -72,7 +73,7 @@ class Attempts:
     _answered_errors: int = 0  # in a row
 
     async def send(self, request: Request, attempt: int) -> AnswerLine | FailedAttempt:
-        """Send a request once. The caller records the outcome, with the number from `in_flight.begin`."""
+        """Send a request once. The caller records the outcome under the number from `in_flight.begin`."""
         try:
             result = classify(await self.post(request.path, request.body), request)
             if isinstance(result, FailedAttempt) and result.reason not in _SETTLED_REASONS:
@@ -116,7 +117,7 @@ class Attempts:
         self._last_doubted = self.in_flight.last
 
     def record_probe(self, *, answered_at_once: bool) -> None:
-        """Decide about the requests that needed a probe."""
+        """Decide the requests that needed a probe."""
         self._answered_errors = 0
         failures, self.needs_probe = self.needs_probe, []
         for request, _, reason in failures:
@@ -131,7 +132,7 @@ class Attempts:
         for failure, is_joint in verdicts:
             request, attempt, reason = failure
             is_timeout = reason is FailureReason.TIMED_OUT
-            # The endpoint may have hung during the attempt, and answered others afterwards.
+            # The endpoint may have hung during the attempt and answered others afterward.
             has_hung = is_timeout and attempt <= self._last_doubted
             if is_timeout and is_joint and not has_hung:
                 self.needs_probe.append(failure)
@@ -148,19 +149,19 @@ class Attempts:
         self._reconsider(request)
 
     def _reconsider(self, request: Request) -> None:
-        # The request may have failed on another instance since, and be waiting for this verdict.
+        # The request may have failed on another instance since then and be waiting for this verdict.
         failed = self.queue.undecided.pop(request, None)
         if failed is not None:
             self.proceed(request, failed)
 
     def record_rejection(self, request: Request, attempt: int, failed: FailedAttempt) -> None:
-        """Record an attempt that was rejected because of the load, and send it again later."""
+        """Record an attempt rejected because of the load, and send the request again later."""
         request.rejections += 1
         self._apply(self.in_flight.end(attempt))
         self.retry_later(request, failed)
 
     def end(self) -> None:
-        """Decide about all failures without a verdict, because no more attempts will be recorded."""
+        """Decide all failures without a verdict, because no more attempts will be recorded."""
         needs_probe, self.needs_probe = self.needs_probe, []
         for failure in [*self.in_flight.abandon(), *needs_probe]:
             self._decided(failure.request)
@@ -181,7 +182,7 @@ class Attempts:
             log(Event.BATCH_RETRY_LAST, custom_id=request.custom_id, reason=failed.detail)
             self.queue.retry_last(request)
             return
-        # Not after `Retry-After`, which applies to this endpoint only: another one may be free.
+        # Not after `Retry-After`, which applies only to this endpoint. Another one may be free.
         if failed.reason is FailureReason.ANSWERED_ERROR:
             wait = answered_error_delay(request.own_failures + request.undecided - 1)
         else:

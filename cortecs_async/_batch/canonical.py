@@ -1,9 +1,9 @@
-"""Identify a request by what it asks for, not by how it is written. Pure.
+"""Identify a request by its meaning, not by its spelling. Pure functions.
 
 Two bodies are the same request if they differ only in the order of keys, in the notation of numbers (`1`,
-`1.0`, `1e0`), in fields of the body or of a message that are null, in top-level fields that have their
-default value, or in `tools`, `stop` and `logit_bias` that are empty. The order of lists matters, texts are
-compared as they are, and `true` is not `1`.
+`1.0`, `1e0`), in null fields of the body or of a message, in top-level fields with their default value, or in
+empty `tools`, `stop`, and `logit_bias`. The order of lists matters, text is compared as it is, and `true` is
+not `1`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .endpoints import Endpoint
 _LEGACY_PREFIX = "batch_req_"
 _PREFIX = "batch_req_v2_"
 
-# Earlier versions gave the answers of fleets random ids.
+# Earlier versions gave answers from fleets random ids.
 LEGACY_FLEET_PREFIX = "fleet_req_"
 
-# Fields that mean the same without an entry as if they were left out.
+# Fields that mean the same when empty as when left out.
 _EMPTY = frozenset({"tools", "stop", "logit_bias"})
 
 _LEGACY_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
@@ -33,7 +33,7 @@ def identify(endpoint: Endpoint, body: Mapping[str, Any]) -> str:
     """Return the id of a request.
 
     Raises:
-        ValueError: The body has a number that is not JSON: NaN, or an infinity.
+        ValueError: The body has a number that is not JSON: NaN or an infinity.
     """
     defaults = endpoint.defaults
     parts = [_head(endpoint)]
@@ -49,7 +49,7 @@ def identify(endpoint: Endpoint, body: Mapping[str, Any]) -> str:
 
 
 def identify_legacy(endpoint: Endpoint, body: bytes) -> str:
-    """Return the id that earlier versions gave to a request that is sent as this body."""
+    """Return the id that earlier versions gave to a request with this body."""
     text = _head(endpoint) + _LEGACY_ENCODER.encode(json.loads(body))
     return _LEGACY_PREFIX + _digest(text.encode())
 
@@ -72,7 +72,7 @@ def _is_same(value: Any, default: Any) -> bool:
 
 
 def _without_nulls(messages: Any) -> Any:
-    """Return messages without their null fields, which client libraries write for what is not set."""
+    """Return messages without their null fields, which client libraries write for fields that are not set."""
     if not isinstance(messages, list):
         return messages
     return [
@@ -86,8 +86,8 @@ def _without_nulls(messages: Any) -> Any:
 def _append(value: Any, parts: list[str]) -> None:
     """Append the canonical form of a value.
 
-    The length before each string keeps the forms of different values different. JSON with sorted keys would
-    also work, but escaping long texts takes several times as long.
+    The length before each string keeps the forms of different values distinct. JSON with sorted keys would
+    work too, but escaping long texts takes several times as long.
     """
     kind = type(value)
     if kind is str:
@@ -96,7 +96,7 @@ def _append(value: Any, parts: list[str]) -> None:
         parts.append("{")
         for key in sorted(value):
             each = value[key]
-            if type(each) is str:  # most are, and a call takes as long as the rest
+            if type(each) is str:  # most are, and a call would take as long as the rest
                 parts.append(f"{len(key)}:{key}{len(each)}:{each}")
             else:
                 parts.append(f"{len(key)}:{key}")

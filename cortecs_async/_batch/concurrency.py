@@ -1,28 +1,29 @@
-"""Limit the parallel requests to an endpoint, and find the best limit. Pure: no clock, no I/O."""
+"""Limit the parallel requests to an endpoint, and find the best limit. No clock, no I/O."""
 
 from __future__ import annotations
 
 from typing_extensions import override
 
-# The share of rejections that lowers the limit. Random rejections are fewer, and an overloaded server rejects
-# nearly all requests above its own limit.
+# The share of rejections that lowers the limit. Random rejections stay below it, and an overloaded server
+# rejects nearly all requests above its own limit.
 _REJECTED_SHARE = 0.3
 
-# Seconds between two decreases, at least.
+# Minimum seconds between two decreases.
 _DECREASE_INTERVAL = 1.0
 
-# The throughput is measured over windows. A window takes at least this many seconds, and has at least this
+# The throughput is measured over windows. A window takes at least this many seconds and has at least this
 # many outcomes, or four times the limit if that is less, but never fewer than the limit.
 _MIN_OUTCOMES = 32
 _MIN_SECONDS = 0.05
 
-# The most new connections that an increase opens, and the most windows between two trials.
+# The maximum of new connections in one increase, and of windows between two trials.
 _MAX_STEP = 512
 _MAX_PAUSE = 32
 
-# A trial multiplies the limit by at most `_FAST` if a window takes up to a second, `_GROWTH` if it takes
-# longer, and `_QUICK` if even a short window has more than four outcomes per slot: opening many connections
-# takes longer than the answers then. After a failed trial, the factors are `_HIGHER` and `_LOWER` in turn.
+# A trial multiplies the limit by at most `_FAST` if a window takes up to a second, by at most `_GROWTH` if it
+# takes longer, and by at most `_QUICK` if even a short window has more than four outcomes per slot, because
+# opening many connections then takes longer than the answers. After a failed trial, `_HIGHER` and `_LOWER`
+# take turns.
 _FAST = 16.0
 _GROWTH = 2.0
 _QUICK = 4.0
@@ -30,7 +31,7 @@ _HIGHER = 1.25
 _LOWER = 0.8
 
 # A trial pays off if the new throughput is at least the old one times its factor to this power: doubling the
-# limit must raise it by 23%, and a limit of 80% may lower it by 6%.
+# limit must raise the throughput by 23%, and a limit of 80% may lower it by 6%.
 _GAIN = 0.3
 
 
@@ -41,7 +42,7 @@ class ConcurrencyLimit:
         self.value = value
 
     def record_answer(self, now: float, began: float, work: float, *, is_full: bool) -> None:
-        """Record an answer of the size `work`, in any unit, to a request sent at `began`.
+        """Record an answer of size `work`, in any unit, to a request sent at `began`.
 
         `is_full` means that about as many requests as the limit allows were in flight.
         """
@@ -51,7 +52,7 @@ class ConcurrencyLimit:
 
 
 class AdaptiveLimit(ConcurrencyLimit):
-    """A limit that tries other values, each for one window, and keeps those that pay off.
+    """A limit that tries different values, each for one window, and keeps the ones that pay off.
 
     After a failed trial, it returns to the proven value and waits before the next trial. Too many rejections
     lower the proven value.
@@ -75,8 +76,8 @@ class AdaptiveLimit(ConcurrencyLimit):
 
     @override
     def record_answer(self, now: float, began: float, work: float, *, is_full: bool) -> None:
-        # A higher limit is in use from the first answer to a request sent since the change, because then the
-        # connections are open. A lower one is in use once all earlier requests are answered.
+        # A higher limit is in use from the first answer to a request sent after the change, because the
+        # connections are open by then. A lower one is in use once all earlier requests are answered.
         is_new = began >= self._changed_at
         self._is_in_use = is_new or (self._is_in_use and self.value >= self._proven)
         if is_full and self._is_in_use:

@@ -1,6 +1,6 @@
-"""The endpoints that a batch can use: what they accept, and what their answers must contain. Pure.
+"""The endpoints that a batch can use: the requests they accept, and the required fields of their answers.
 
-They are those of vLLM's `run_batch` (chat, embeddings, score, rerank), plus completions and responses.
+They are vLLM's `run_batch` endpoints (chat, embeddings, score, rerank), plus completions and responses.
 """
 
 from __future__ import annotations
@@ -10,32 +10,32 @@ from typing import Any, Final
 
 from attrs import frozen
 
-# Characters of an error inside an answer that a message repeats, at most.
+# Maximum characters that a message repeats of an error inside an answer.
 _MAX_MESSAGE = 500
 
-# The statuses of a response without an answer. A list, because the status of an answer may be unhashable.
+# The statuses of a response that is not an answer. A list, because a status may be unhashable.
 _UNANSWERED = ["failed", "cancelled", "queued", "in_progress"]
 
-# What a choice ends with if the server did not finish it.
+# The `finish_reason` of a choice that the server did not finish.
 _UNFINISHED = ["error", "abort"]
 
 
 @frozen(eq=False, kw_only=True)
 class Endpoint:
-    """One kind of request.
+    """An endpoint, for one kind of request.
 
     Attributes:
-        path: Where to send it, below a `base_url` that ends in `/v1`.
+        path: The path of the endpoint, below a `base_url` that ends in `/v1`.
         probe: A small body that every healthy server answers.
-        limit_keys: The fields that limit the tokens of an answer. Empty if the endpoint generates no text.
-        limit_key: The one of them that `max_tokens=` sets.
-        conversation_key: The field that may hold messages, and so a system message.
-        instructions_key: The field for a system prompt, where it is not a message.
-        defaults: Values that mean the same as leaving the field out (see `canonical`).
-        answer_key: The field of a success that holds the list of its results.
-        content_keys: The fields, one of which each entry of that list must have.
-        may_be_empty: Whether that list may be empty.
-        usage_keys: The fields of `usage` that count the tokens of the prompt and of the answer.
+        limit_keys: The fields that limit the tokens of an answer. Empty for an endpoint without text.
+        limit_key: The field among them that `max_tokens=` sets.
+        conversation_key: The field that can hold messages, including a system message.
+        instructions_key: The field for a system prompt that is not a message.
+        defaults: Values with the same meaning as leaving the field out (see `canonical`).
+        answer_key: The field of a successful body that holds the list of results.
+        content_keys: Each entry of that list must have one of these fields.
+        may_be_empty: Whether that list can be empty.
+        usage_keys: The fields of `usage` with the token counts of the prompt and the answer.
     """
 
     path: str
@@ -51,8 +51,8 @@ class Endpoint:
     usage_keys: tuple[str, str] = ("prompt_tokens", "completion_tokens")
 
 
-# Only defaults that OpenAI's API reference documents, and that are the same on every server and model.
-# `temperature`, `top_p` and `max_tokens` are missing, because vLLM reads theirs from the model's
+# Only defaults that OpenAI's API reference documents and that are the same on every server and model.
+# `temperature`, `top_p`, and `max_tokens` are missing, because vLLM reads their defaults from the model's
 # generation_config.json.
 _NOT_STREAMED = {"stream": False}
 _PLAIN_SAMPLING = {**_NOT_STREAMED, "n": 1, "frequency_penalty": 0, "presence_penalty": 0}
@@ -86,7 +86,7 @@ _ALL = (
         instructions_key="instructions",
         defaults={**_NOT_STREAMED, "background": False},
         answer_key="output",
-        may_be_empty=True,  # if all tokens of the limit went into reasoning
+        may_be_empty=True,  # if reasoning used up the token limit
         usage_keys=("input_tokens", "output_tokens"),
     ),
     Endpoint(
@@ -116,7 +116,7 @@ _ALL = (
 
 ENDPOINTS: Final[Mapping[str, Endpoint]] = {each.path: each for each in _ALL}
 
-# vLLM's `run_batch` accepts the last three too, and its server treats them like the others.
+# vLLM's `run_batch` also accepts the last three, and its server treats them like the others.
 ENDPOINT_OF_URL: Final[Mapping[str, Endpoint]] = {
     **{f"/v1{path}": each for path, each in ENDPOINTS.items()},
     "/score": ENDPOINTS["/score"],
@@ -142,7 +142,7 @@ def find_problem(data: Mapping[str, Any], endpoints: Sequence[Endpoint] = _ALL) 
         key for each in endpoints if each.answer_key == endpoint.answer_key for key in each.content_keys
     }
     for entry in answer:
-        # Gateways report the failure of the server behind them in an entry.
+        # Gateways report failures of the server behind them in an entry.
         if isinstance(entry, dict) and (entry.get("error") or entry.get("finish_reason") in _UNFINISHED):
             return f"the answer is an error: {_describe(entry.get('error') or entry)}"
         if content_keys and not (

@@ -1,7 +1,7 @@
-"""Estimate the prompt tokens of a batch, and bound its completion tokens. Pure.
+"""Estimate a batch's prompt tokens, and compute an upper bound of its completion tokens. Pure functions.
 
-There is no tokenizer here, so the tokens of a prompt are an estimate. The tokens of the answers are an upper
-bound: no answer is longer than its limit, or than the context.
+No tokenizer is used, so the number of prompt tokens is an estimate. The number of completion tokens is an
+upper bound, because no answer is longer than its limit or the context.
 """
 
 from __future__ import annotations
@@ -14,47 +14,47 @@ from attrs import define
 
 from .endpoints import Endpoint
 
-# Bytes of UTF-8. English has about four characters per token. Other scripts have fewer, but each takes more
-# bytes.
+# In bytes of UTF-8. English has about four characters per token. Other scripts have fewer, but each character
+# takes more bytes.
 _BYTES_PER_TOKEN = 4
 
 # Larger numbers of tokens and answers are ignored, because they would overflow the sums.
 _MAX_NUMBER = 1 << 53
 
-# vLLM has several names for each side of `/score`.
+# vLLM accepts several names for each side of `/score`.
 _SCORE_NAMES = (("text_1", "queries", "data_1"), ("text_2", "documents", "items", "data_2"))
 
-# The types of parts that contain text. A part of any other type is an attachment.
+# The types of text parts. A part of any other type is an attachment.
 _TEXT_TYPES = frozenset({
     *("text", "input_text", "output_text", "refusal", "thinking", "reasoning", "reasoning_text"),
     *("summary_text", "message", "function", "function_call", "function_call_output"),
     *("tool_call", "tool_result"),
 })  # fmt: skip
 
-# A part with one of these fields is an attachment, whatever its type is.
+# A part with one of these fields is an attachment, whatever its type.
 _ATTACHMENTS = frozenset({
     *("image_url", "audio_url", "video_url", "input_audio", "image_embeds", "audio_embeds", "image", "file"),
 })  # fmt: skip
 
-# Fields that describe a message or a part, and do not count as text.
+# Fields that describe a message or a part and do not count as text.
 _NOT_TEXT = frozenset({"type", "role", "id", "call_id", "tool_call_id", "status", "cache_control"})
 
-# The fields with definitions that the server writes into the prompt.
+# Fields with definitions that the server writes into the prompt.
 _DEFINITIONS = ("tools", "functions")
 
 
 @define
 class Sizes:
-    """The sizes of all requests of an input.
+    """The sizes of all requests in an input.
 
     Attributes:
-        total: Requests.
-        prompt: Estimated tokens of all prompts.
-        attachments: Images, audio and other parts of prompts, which are not in `prompt`.
-        limited: The sum of the limits of all answers that have one.
-        unlimited: Answers without a limit.
-        is_bounded: False if the number of answers is not known.
-        longest: The most estimated tokens of one prompt and its answer, and the line of that request.
+        total: The number of requests.
+        prompt: Estimated tokens in all prompts.
+        attachments: Images, audio, and other parts of prompts that `prompt` does not include.
+        limited: The sum of all answers' limits.
+        unlimited: The number of answers without a limit.
+        is_bounded: Whether the number of answers is known.
+        longest: The largest estimate for one prompt and its answer in tokens, and the line of that request.
     """
 
     total: int = 0
@@ -84,7 +84,7 @@ class Sizes:
         self.longest = max(self.longest, (longest + (limit or 0), number))
 
     def max_completion_tokens(self, context_length: int | None) -> int | None:
-        """Return an upper bound of the tokens of all answers together; None if there is none.
+        """Return an upper bound for the tokens of all answers together, or None if there is none.
 
         An answer without a limit can fill the context. Its prompt is not subtracted, because its size is
         only an estimate.
@@ -95,16 +95,16 @@ class Sizes:
 
 
 def _answers_per_prompt(endpoint: Endpoint, body: Mapping[str, Any]) -> int | None:
-    """Return how many answers each prompt gets; None if that is not known."""
+    """Return the number of answers to each prompt, or None if it is not known."""
     if not endpoint.limit_keys:
         return 0
     if endpoint.path == "/responses":
-        # All other tools are run by the server, which lets the model answer again after each call.
+        # The server runs all other tools and lets the model answer again after each call.
         tools = body.get("tools")
         tools = tools if isinstance(tools, list) else []
         return 1 if all(_type_of(tool) in ("function", "custom") for tool in tools) else None
     answers = 1
-    # The server generates `best_of` answers, and returns the best `n`.
+    # The server generates `best_of` answers and returns the best `n`.
     for name in ("n", "best_of"):
         if body.get(name) is not None:
             number = _read_number(body[name])
@@ -115,10 +115,10 @@ def _answers_per_prompt(endpoint: Endpoint, body: Mapping[str, Any]) -> int | No
 
 
 def _limit(endpoint: Endpoint, body: Mapping[str, Any]) -> int | None:
-    """Return the limit of one answer in tokens; None if the request sets none."""
+    """Return the limit of one answer in tokens, or None if the request does not set one."""
     if not endpoint.limit_keys:
         return 0
-    # The highest, because servers differ in which one applies if there are several.
+    # The highest, because servers differ in the one that applies if several are set.
     limit: int | None = None
     for name in endpoint.limit_keys:
         if (number := _read_number(body.get(name))) is not None and (limit is None or number > limit):
@@ -127,7 +127,7 @@ def _limit(endpoint: Endpoint, body: Mapping[str, Any]) -> int | None:
 
 
 def _read_number(value: Any) -> int | None:
-    """Return a whole number as servers read it: also from 8.0 and "8". None if it is not usable."""
+    """Return a whole number as servers read it, even from 8.0 or "8". None if it is not usable."""
     is_text = isinstance(value, str) and value.strip().isdecimal() and len(value) < 20
     if is_text or (isinstance(value, float) and value.is_integer()):
         value = int(value)
@@ -137,7 +137,7 @@ def _read_number(value: Any) -> int | None:
 
 
 def _prompts(endpoint: Endpoint, body: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Return the bytes and the attachments of each prompt that must fit the context by itself."""
+    """Return the bytes and the attachments of each prompt that must fit into the context by itself."""
     if endpoint.path == "/rerank":
         return _pairs([_measure(body.get("query"))], _several(body.get("documents")))
     if endpoint.path == "/score":
@@ -154,23 +154,23 @@ def _first(body: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def _several(value: Any) -> list[tuple[int, int]]:
-    """Measure a prompt, or each prompt of a list. A list of numbers is one prompt, given as tokens."""
+    """Measure a prompt, or each prompt of a list. A list of numbers is a single prompt, given as tokens."""
     if isinstance(value, list) and not any(isinstance(each, int) for each in value):
         return [_measure(each) for each in value]
     return [_measure(value)]
 
 
 def _pairs(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the sizes of all pairs: one by one, or if there is one first text, with every second one."""
+    """Return the sizes of all pairs. A single first text is paired with every second text."""
     if len(first) == 1:
         first = first * len(second)
     return [(one[0] + other[0], one[1] + other[1]) for one, other in zip(first, second, strict=False)]
 
 
 def _measure(*values: Any) -> tuple[int, int]:
-    """Return the bytes of the texts in a prompt, and the number of its attachments."""
+    """Return the bytes of text in a prompt and the number of its attachments."""
     size = attachments = 0
-    # Not recursive, because JSON may be deep.
+    # Not recursive, because JSON can be deeply nested.
     stack = list(values)
     while stack:
         each = stack.pop()

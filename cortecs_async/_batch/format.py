@@ -1,7 +1,7 @@
-"""Parse single lines of the input of a batch. Pure.
+"""Parse single lines of a batch's input. Pure functions.
 
-A line is a request in the format of OpenAI's Batch API, which vLLM's `run_batch` uses too: `custom_id`,
-`method`, `url` and `body`. Or it is shorter: a prompt, or a list of messages.
+Each line is a request, either in the format of OpenAI's Batch API, which vLLM's `run_batch` uses too
+(`custom_id`, `method`, `url`, and `body`), or in a short form: a prompt or a list of messages.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .._http.body import MAX_DEPTH, is_too_deep
 from .canonical import identify, identify_legacy
 from .endpoints import ENDPOINT_OF_URL, ENDPOINTS, Endpoint
 
-# Characters of a wrong value that an error message repeats.
+# Characters of an invalid value that an error message repeats.
 _MAX_VALUE = 60
 
 # Lines as most programs write them. Their bodies are sent without encoding them again, which would take as
-# long as everything else together.
+# long as all other steps together.
 _TEXT = r'"([^"\\\x00-\x1f]+)"'
 _USUAL_LINE = re.compile(
     rf'\{{ ?"custom_id": ?{_TEXT}, ?"method": ?"POST", ?"url": ?{_TEXT}, ?"body": ?(?=\{{)'
 )
 
-# What a line in the format of the Batch API must have.
+# The required keys of a line in the format of the Batch API.
 _BATCH_KEYS = ("custom_id", "url", "body")
 
 _CHAT_URL = "/v1/chat/completions"
@@ -45,23 +45,23 @@ ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circula
 
 @define(eq=False)
 class Request:
-    """A request of the input, and its failed attempts so far.
+    """A request in the input, and its failed attempts so far.
 
     Attributes:
-        number: Its line, counted from 1.
-        request_id: A digest of what is asked for. It is the `id` of the answer, and shows which input an
+        number: The line of the request, counted from 1.
+        request_id: A digest of the content. It becomes the `id` of the answer, and shows which input an
             output belongs to.
-        failures: Failed attempts that may have to do with the request.
-        own_failures: Failures while the endpoint answered others that were in flight, and errors inside a
-            success. They count against the limit of retries.
-        joint_failures: Failures together with all other requests in flight.
-        undecided: Failures that are not yet known to be own or joint.
-        solo_failures: Failures in tests without other requests in flight.
-        timeouts: Attempts that timed out while the endpoint answered others.
+        failures: Failed attempts for which the request could be the cause.
+        own_failures: Failures while the endpoint answered other requests in flight, and error bodies with a
+            success status. They count against the limit of retries.
+        joint_failures: Failures in which all other requests in flight failed too.
+        undecided: Failures not yet known to be own or joint failures.
+        solo_failures: Failures in tests with no other requests in flight.
+        timeouts: Attempts that timed out while the endpoint answered other requests.
         rejections: Attempts rejected because the endpoint had too many requests.
-        unsent: Attempts without a connection.
-        failed_at: When it last failed; None before the first time.
-        rejected_alone_since: When it was first rejected in a test without other requests; None before.
+        unsent: Attempts that failed without a connection.
+        failed_at: The time of the last failure. None if there is none.
+        rejected_alone_since: The time when it was first rejected in a test on its own. None if it was not.
     """
 
     number: int
@@ -91,7 +91,7 @@ class Request:
 
 
 def digest_custom_id(custom_id: str) -> bytes:
-    """Return a digest of a custom_id. With 128 bits, collisions are not a concern."""
+    """Return a digest of a custom_id. At 128 bits, collisions are not a concern."""
     return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -133,11 +133,11 @@ class RequestParser:
     """Parses lines of the input.
 
     Args:
-        path: For error messages.
-        model: The model, as the endpoint names it. If it is empty, the bodies keep theirs.
-        override_model: Accept requests that name another model.
-        is_text: Every line is a prompt instead of JSON.
-        defaults: Fields to add to the bodies, if any.
+        path: The path of the input, for error messages.
+        model: The endpoint's name for the model. If it is empty, bodies keep their own model.
+        override_model: Whether to accept requests that name a different model.
+        is_text: Whether every line is a prompt instead of JSON.
+        defaults: Fields to add to bodies, if any.
     """
 
     path: str
@@ -147,7 +147,7 @@ class RequestParser:
     defaults: BodyDefaults | None = field(default=None, kw_only=True)
 
     def parse(self, number: int, raw: bytes) -> tuple[Request, dict[str, Any]] | None:
-        """Return the request of a line, and its body; None for a blank line."""
+        """Return a line's request and its body, or None for a blank line."""
         try:
             return self._parse_text(number, raw) if self.is_text else self._parse_json(number, raw.strip())
         except LineError as error:
@@ -193,7 +193,7 @@ class RequestParser:
         body: dict[str, Any],
         written: str = "",
     ) -> tuple[Request, dict[str, Any]]:
-        """Return a request and its body. `written` is the text of the body; if empty, it is encoded here."""
+        """Return a request and its body. `written` is the text of the body. If empty, the body is encoded."""
         for key in ("stream", "background"):
             if body.get(key):
                 raise LineError(f"batches do not support `{key}`. Remove it from the body.")
@@ -210,7 +210,7 @@ class RequestParser:
         return Request(number, custom_id, endpoint.path, encoded, request_id), body
 
     def _set_model(self, body: dict[str, Any], written: str) -> str:
-        """Set the model of a body, and return it as it is to be written; empty if it must be encoded."""
+        """Set the model of a body. Return the text to send, or "" if the body must be encoded."""
         if "model" not in body:
             written = f'{written[:-1]},"model":{ENCODER.encode(self._model)}}}' if written and body else ""
         elif (model := body["model"]) != self._model:
@@ -226,7 +226,7 @@ class RequestParser:
 
 
 def _read_usual_line(line: bytes) -> tuple[str, str, dict[str, Any], str] | None:
-    """Return custom_id, url, body, and the text of the body if it can be sent as it is.
+    """Return the custom_id, the url, the body, and the body's text if it can be sent unchanged.
 
     Return None for a line that `parse_object` must parse.
     """
@@ -240,12 +240,12 @@ def _read_usual_line(line: bytes) -> tuple[str, str, dict[str, Any], str] | None
     if text[end:].lstrip(" ") != "}":
         return None
     written = text[envelope.end() : end]
-    # Escapes are up to three times as long as UTF-8.
+    # Escapes can be three times as long as UTF-8.
     return envelope[1], envelope[2], body, "" if "\\u" in written else written
 
 
 def _misspelled(data: dict[str, Any]) -> str:
-    """Return which key is probably a misspelled `prompt` or `messages`, if one is."""
+    """Return a key that is probably a misspelled `prompt` or `messages`, if there is one."""
     for key in data:
         if near := difflib.get_close_matches(key.lower(), ("prompt", "messages"), n=1, cutoff=0.75):
             return f"unknown key {_shorten(key)} (did you mean {near[0]}?); "
@@ -308,11 +308,11 @@ def _shorten(value: Any) -> str:
 
 
 class LineError(ValueError):
-    """A line is invalid. The message says why."""
+    """A line is invalid. The message gives the reason."""
 
 
 def decode(data: bytes) -> str:
-    # Not with the codec `utf-8-sig`: it is written in Python, and takes as long as parsing the JSON.
+    # Not with the codec `utf-8-sig`, which is written in Python and takes as long as parsing the JSON.
     return data.removeprefix(codecs.BOM_UTF8).decode()
 
 

@@ -1,8 +1,8 @@
-"""Find which requests of an input are answered in its output, for files of any length in little memory.
+"""Find the requests of an input that its output answers, for files of any length in little memory.
 
-The digests of all lines go to temporary files, partitioned by their first bytes, so that equal ones share a
-partition. Then one partition at a time is compared in memory. Each line takes 48 bytes of disk meanwhile, and
-each line of the input one bit of memory.
+The digests of all lines go to temporary files, partitioned by their first bytes, so that identical digests
+share a partition. Then one partition at a time is compared in memory. During the comparison, each line takes
+48 bytes of disk, and each line of the input takes one bit of memory.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from attrs import define
 
 from .reader import temporary_file_errors
 
-# Digest of the custom_id, digest of the request, number of the line, and where the line begins.
+# Digest of the custom_id, digest of the request, line number, and the offset of the line.
 _RECORD = struct.Struct("<16s16sQQ")
 Record = tuple[bytes, bytes, int, int]
 
-# In place of where the line begins. The record has the digest that earlier versions gave to the request of
-# the record before:
+# In place of the offset of the line. The record has the digest that earlier versions gave to the request in
+# the previous record:
 _IS_LEGACY = 1
-# The record is an error line whose request is sent again:
+# The record is an error line, and its request is sent again:
 _IS_RETRIED = (1 << 64) - 1
 
-# In place of the digest of an answer's request: it is not known, and the custom_id decides.
+# In place of the digest of an answer's request: the digest is not known, and the custom_id decides.
 _ANY_REQUEST = b"\xff" * 16
 
-# Bytes of input for each partition, so that a partition holds about ten thousand lines.
+# Bytes of input per partition, so that a partition holds about ten thousand lines.
 _PARTITION_SIZE = 4 << 20
 _MAX_PARTITIONS = 1024
 
-# Bytes of a partition that are kept in memory until they are written.
+# Bytes of a partition kept in memory before they are written.
 _BUFFER_SIZE = 170 * _RECORD.size
 
 
@@ -59,7 +59,7 @@ class Partitions:
             buffer.clear()
 
     def read(self, partition: int) -> Iterator[Record]:
-        """Yield the records of a partition, in the order in which they were added."""
+        """Yield the records of a partition, in the order they were added."""
         with temporary_file_errors():
             self._file.flush()
         for offset, size in self._chunks[partition]:
@@ -74,11 +74,11 @@ class Partitions:
 
 @define
 class Conflict:
-    """A line that contradicts another one.
+    """A line that contradicts another line.
 
     Attributes:
         line: The later line of a file, or the line of the output.
-        other: The earlier line, or the line of the input; None if there is no counterpart.
+        other: The earlier line, or the line of the input. None if there is no counterpart.
     """
 
     line: int
@@ -87,13 +87,13 @@ class Conflict:
 
 @define
 class Comparison:
-    """How the output compares with the input.
+    """The result of comparing the output with the input.
 
     Attributes:
-        done: A bit for each line of the input, set if the output has its answer.
+        done: A bit for each line of the input. It is set if the output has the answer.
         duplicate_request: The first line of the input that repeats a custom_id.
         duplicate_answer: The first line of the output that repeats a custom_id.
-        foreign_answer: The first line of the output whose request is not in the input, or differs there.
+        foreign_answer: The first line of the output whose request is not in the input or differs there.
     """
 
     done: bytearray
@@ -103,7 +103,7 @@ class Comparison:
 
 
 class Index:
-    """The lines of an input of about `size` bytes, and of its output."""
+    """The lines of an input of about `size` bytes and of its output."""
 
     def __init__(self, size: int) -> None:
         count = min(max(1, size // _PARTITION_SIZE), _MAX_PARTITIONS)
@@ -118,15 +118,15 @@ class Index:
             self._requests.add(key, _digest(legacy_id), line, _IS_LEGACY)
 
     def add_answer(self, key: bytes, request_id: str | None, line: int, offset: int | None) -> None:
-        """Add an answer, or, without an `offset`, an error line whose request is sent again.
+        """Add an answer. Without an `offset`, add an error line whose request is sent again.
 
-        If there is no `request_id`, it answers the request that has its custom_id.
+        Without a `request_id`, the line answers the request with the same custom_id.
         """
         digest = _ANY_REQUEST if request_id is None else _digest(request_id)
         self._answers.add(key, digest, line, _IS_RETRIED if offset is None else offset)
 
     def compare(self, check: Callable[[], None]) -> Comparison:
-        """Compare the output with the input. `check` is called for every partition, and may raise to stop."""
+        """Compare the output with the input. `check` is called for every partition and can raise to stop."""
         result = Comparison(bytearray(self.last_line // 8 + 1))
         for partition in range(self._requests.count):
             check()
@@ -155,7 +155,7 @@ class Index:
         return result
 
     def answer_offsets(self) -> Iterator[tuple[int, int]]:
-        """Yield the line of each answered request, and the byte of the output where its answer begins."""
+        """Yield the line of each answered request and the offset of its answer in the output."""
         for partition in range(self._requests.count):
             lines = {key: line for key, _, line, _ in self._requests.read(partition)}
             for key, _, _, offset in self._answers.read(partition):
@@ -180,7 +180,7 @@ def mark_done(done: bytearray, line: int) -> None:
 
 
 def _digest(request_id: str) -> bytes:
-    # An id that this package did not write matches no request.
+    # An id not written by this package does not match any request.
     try:
         digest = bytes.fromhex(request_id.rpartition("_")[2])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Test suspects (see `suspects`) on an instance with no other requests in flight."""
+"""Test suspects (see `suspects`) on an instance that has no other requests in flight."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .format import Request
 from .outcome import FailedAttempt, FailureReason, retry_delay, stopped_server
 from .suspects import REJECTIONS, NextStep, SuspectGroups, next_test_step
 
-# One of the last requests gets an error line if it is rejected alone for this many seconds, while probes are
-# answered. With many requests left, it may not be the request: a quota may be used up.
+# One of the last requests gets an error line if it is rejected on its own for this many seconds while probes
+# are answered. With many requests left, the request may not be the cause: a quota may be used up.
 _MAX_REJECTED_SECONDS = 120.0
 
 
 @define(eq=False, kw_only=True)
 class SuspectTest:
-    """Tests the suspects of the queue on one instance, whose workers have stopped.
+    """Tests the queue's suspects on one instance whose workers have stopped.
 
     Args:
-        limit: Requests in flight, at most.
+        limit: Maximum requests in flight.
         probe: Sends probes until the endpoint answers one, and returns whether it answered the first one. It
-            also returns when the instance is given up.
-        is_given_up: Returns whether the instance is given up.
+            also returns if the instance is given up.
+        is_given_up: Returns whether the instance has been given up.
     """
 
     attempts: Attempts
@@ -40,13 +40,13 @@ class SuspectTest:
         self.attempts.queue.begin_test()
 
     async def run(self) -> None:
-        """Test all suspects. Call `end` afterwards, even if this was cancelled."""
+        """Test all suspects. Call `end` afterward, even after a cancellation."""
         self._groups.add(self.attempts.queue.take_suspects())
         while not self.is_given_up() and (group := self._groups.next()) is not None:
             await self._test(group)
 
     def end(self) -> None:
-        """Return the suspects without a decision to the queue, for another test."""
+        """Put undecided suspects back into the queue for another test."""
         self.attempts.queue.end_test(self._groups.left)
 
     async def _test(self, group: list[Request]) -> None:
@@ -81,7 +81,7 @@ class SuspectTest:
         self._groups.split(steps[NextStep.SPLIT])
 
     async def _send(self, group: list[Request]) -> tuple[list[FailedAttempt], set[Request]]:
-        """Send requests together; return the failures, and the requests whose failures are their own."""
+        """Send requests together. Return the failures, and the requests whose failures are their own."""
         attempts = self.attempts
         failures: list[FailedAttempt] = []
         own: set[Request] = set()
@@ -104,7 +104,7 @@ class SuspectTest:
                 verdicts = attempts.record_failure(request, attempt, result.reason)
                 if result.reason is FailureReason.ANSWERED_ERROR:
                     own.add(request)
-            # Nothing else is in flight, so these are about failures in this test.
+            # Nothing else is in flight, so these verdicts concern failures in this test.
             own.update(each for each, is_joint in verdicts if not is_joint)
 
         first = group[0]

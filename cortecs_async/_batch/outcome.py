@@ -1,7 +1,7 @@
 """Classify the outcome of a single attempt. No clock, no I/O.
 
-One failure alone does not show its cause: an instance that fails, or whose server restarts, responds with 404
-or 502, or not at all. `health` decides whether the endpoint is down, and `suspects` whether the request is at
+A single failure does not show its cause: if an instance fails or its server restarts, it responds with 404 or
+502, or not at all. `health` decides whether the endpoint is down, and `suspects` whether the request is at
 fault.
 """
 
@@ -20,51 +20,51 @@ from .endpoints import ENDPOINTS
 from .format import Request
 from .sender import Reply
 
-# Seconds to wait after the first failure, doubled after each further one, and the maximum.
+# Seconds to wait after the first failure, doubled after each additional one, and their maximum.
 FIRST_DELAY = 0.5
 MAX_DELAY = 30.0
 
-# The first delay after an error inside a successful response, which gateways send when they are overloaded.
+# The first delay after an error inside a successful response, which overloaded gateways send.
 _FIRST_ANSWERED_ERROR_DELAY = 2.0
 
-# Seconds for which one `Retry-After` is honored, at most.
+# Maximum seconds for which one `Retry-After` is honored.
 _MAX_RETRY_AFTER = 300.0
 
 # The statuses with which a model server rejects an invalid request.
 _REQUEST_ERRORS = frozenset({400, 413, 422})
 
-# The keys under which the JSON of an error has its message. Servers differ.
+# The keys under which an error's JSON holds the message. Servers differ.
 _ERROR_KEYS = ("error", "errors", "detail", "message", "msg", "title")
 
-# Of these, the status says that it is about the request, whatever the body is: too large, or not understood.
-# But a proxy may have sent it, so it does not show that the server runs.
+# Of these statuses, the following concern the request whatever the body is: the request is too large or not
+# understood. But a proxy may have sent the response, so it does not show that the server runs.
 _CLEAR_REQUEST_ERRORS = frozenset({413, 422})
 
 _rng = random.Random()  # noqa: S311  (jitter)
 
 
 class FailureReason(enum.Enum):
-    """Why an attempt failed, judging by its own outcome."""
+    """The reason why an attempt failed, judging by its own outcome."""
 
     RATE_LIMITED = enum.auto()  # 429: the endpoint is up
     UNAVAILABLE = enum.auto()  # 503: rate limited, or the endpoint is not up
     KEY_REJECTED = enum.auto()
     ANSWERED_ERROR = enum.auto()  # an error inside a successful response: the endpoint is up
     REFUSED = enum.auto()  # the request is at fault; a proxy may have said so
-    NOT_SENT = enum.auto()  # says nothing about the request
+    NOT_SENT = enum.auto()  # proves nothing about the request
     TIMED_OUT = enum.auto()
     LOST = enum.auto()  # the server may have died: the connection was cut, here or behind a proxy
-    OTHER = enum.auto()  # the endpoint or the request is at fault; other answers will show which
+    OTHER = enum.auto()  # the endpoint or the request is at fault; answers to other requests will show which
 
 
 @frozen
 class FailedAttempt:
-    """An attempt without an answer.
+    """An attempt that did not get an answer.
 
     Attributes:
         detail: The reason, for messages.
-        line: The error line to write if the request is not tried again.
-        retry_after: Seconds that the endpoint asked to wait.
+        line: The error line to write if the request is not retried.
+        retry_after: Seconds to wait, as requested by the endpoint.
     """
 
     reason: FailureReason
@@ -84,13 +84,13 @@ _REASONS_OF_STATUS = {
     403: FailureReason.KEY_REJECTED,
     429: FailureReason.RATE_LIMITED,
     503: FailureReason.UNAVAILABLE,
-    # A proxy lost its connection to the server. 520 to 527 are Cloudflare's.
+    # A proxy lost its connection to the server. 520 to 527 come from Cloudflare.
     **dict.fromkeys((502, 504, *range(520, 528)), FailureReason.LOST),
 }
 
 
 def classify(outcome: Reply | Failure, request: Request) -> AnswerLine | FailedAttempt:
-    """Return the line that ends the request, or why the attempt failed."""
+    """Return the line that ends the request, or the failure of the attempt."""
     if isinstance(outcome, Failure):
         line = format_error(request, outcome.kind.value.replace(" ", "_"), outcome.detail)
         return FailedAttempt(_REASONS.get(outcome.kind, FailureReason.OTHER), outcome.detail, line)
@@ -119,7 +119,7 @@ def stopped_server(failed: FailedAttempt) -> FailedAttempt:
 
 
 def _is_refusal(body: bytes) -> bool:
-    """Return whether this is an error of the model server, rather than of a proxy in front of it."""
+    """Return whether this error comes from the model server rather than a proxy in front of it."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
@@ -135,8 +135,8 @@ def _is_refusal(body: bytes) -> bool:
 def _has_text(value: object, depth: int = 4) -> bool:
     """Return whether this is a message, or contains one.
 
-    OpenAI and vLLM send an object with a `message`, FastAPI a list of objects with a `msg`, others a string,
-    or an object with the messages for each field.
+    OpenAI and vLLM send an object with a `message`, and FastAPI sends a list of objects with a `msg`. Others
+    send a string, or an object with the messages for each field.
     """
     if isinstance(value, str):
         return bool(value.strip())
@@ -152,7 +152,7 @@ def answered_error_delay(failures: int) -> float:
 
 
 def retry_delay(failures: int) -> float:
-    """Return the seconds to wait before a request is sent again, given its number of earlier failures."""
+    """Return the seconds to wait before sending a request again, given the number of its earlier failures."""
     return jitter(exponential(failures, first=FIRST_DELAY, limit=MAX_DELAY))
 
 

@@ -1,8 +1,8 @@
-"""Write the output of a batch. A line is on disk before it is counted.
+"""Write a batch's output. A line is counted only once it is on disk.
 
-`Output` is the output file, open and locked. If another program removes or replaces it, or changes its size,
-the answers are saved in another file, and the batch ends. All functions here block; on an event loop, call
-them from a thread.
+`Output` is the open and locked output file. If another program removes or replaces it, or changes its size,
+the answers are saved in a new file, and the batch ends. All functions here block, so call them from a thread
+on an event loop.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from .rescue import NEW_FILE_FLAGS, Rescue, sync_folder, write_all
 if TYPE_CHECKING or sys.platform != "win32":
     import fcntl
 
-# Errors for a path at which there is nothing: also a directory that is gone, and a circle of links.
+# Errors for a path where nothing exists, including a missing directory and a loop of links.
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
-# Errors of file systems that have no locks.
+# Errors from file systems without locks.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 _OFFSET_SIZE = 8
@@ -56,7 +56,7 @@ _CONTINUE = "Every answer counted so far is in it. Run the same batch again to c
 
 
 class Output:
-    """An output file, open and locked. It is created if it does not exist."""
+    """An open and locked output file. It is created if it does not exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +68,7 @@ class Output:
             self._location = Path(os.path.realpath(self._name))
             self._is_new = not path.exists()
             self._fd = _open(path)
-        # After a cancellation, `close` may run while a thread still writes.
+        # After a cancellation, `close` may run while a thread is still writing.
         self._busy = threading.Lock()
         self._lines = 0
         status = os.fstat(self._fd)
@@ -79,22 +79,22 @@ class Output:
         self._remove_drafts()
 
     def keep(self) -> None:
-        """Keep the file even if it is empty: the batch has completed."""
+        """Keep the file even if it is empty, because the batch has completed."""
         self._is_new = False
 
     def read(self) -> Iterator[Line]:
-        """Yield the lines like `read_answers`."""
+        """Yield the lines as `read_answers` does."""
         with os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(0)
             yield from read_answers(file, str(self.path))
 
     def mend(self, end: int, lines: int, *, is_terminated: bool) -> None:
-        """Make the file end with a complete line, in case a process died while it was writing.
+        """Make the file end with a complete line, in case a process died while writing.
 
         Args:
             end: Where to cut the file off.
-            lines: How many answers are before `end`.
-            is_terminated: Whether there is a line break before `end`. If not, write one.
+            lines: The number of answers before `end`.
+            is_terminated: Whether there is a line break before `end`. If not, one is written.
         """
         with self._busy, write_errors(f"{self.path} cannot be written", "It has no new answers.", self.path):
             # The descriptor of a closed file may belong to another file by now.
@@ -111,13 +111,13 @@ class Output:
             self._is_doubtful = False  # the caller has read it
 
     def append(self, lines: Iterable[bytes], *, sync: bool = True) -> int:
-        """Write lines to the disk, and return the byte where the first one begins.
+        """Write lines to disk and return the offset of the first one.
 
-        Without `sync`, they survive the end of this process, but not that of the machine.
+        Without `sync`, they are kept if this process ends, but not if the machine crashes.
 
         Raises:
-            BatchWriteError: They could not be written, and the file contains none of them. Or another program
-                has changed the file; then they are in the file that the error names.
+            BatchWriteError: The lines could not be written, and the file contains none of them. Or another
+                program has changed the file. Then the lines are in the file that the error names.
         """
         texts = list(lines)
         data = b"".join(texts)
@@ -137,7 +137,7 @@ class Output:
         try:
             os.lseek(self._fd, self._end, os.SEEK_SET)
             write_all(self._fd, data)
-            # Before the disk is waited for, so that a change by another program meanwhile is noticed.
+            # Read before waiting for the disk, to notice a change by another program during the wait.
             self._mtime = os.fstat(self._fd).st_mtime_ns
             if sync:
                 os.fsync(self._fd)
@@ -160,7 +160,7 @@ class Output:
             return self._is_closed or not self._is_doubtful
 
     def _check(self, data: bytes) -> None:
-        """If another program has removed or changed the file, save the answers and `data`, and raise."""
+        """If another program removed or changed the file, save the answers and `data`, then raise."""
         if self._rescue is not None:
             self._rescue.append(data)
             raise self._rescue.error
@@ -176,7 +176,7 @@ class Output:
             if not os.path.samestat(status, self._name.stat()):
                 return "replaced"
         except OSError as error:
-            # Other errors say nothing about the file.
+            # Other errors prove nothing about the file.
             if error.errno not in _GONE:
                 raise
             return "removed"
@@ -187,7 +187,7 @@ class Output:
         return None
 
     def check_free_space(self, needed: int) -> None:
-        """Check that the disk has `needed` bytes free."""
+        """Check that the disk has `needed` free bytes."""
         free = shutil.disk_usage(self._location.parent).free
         if free < needed:
             raise BatchFileError(
@@ -196,7 +196,7 @@ class Output:
             )
 
     def remove_lines(self, is_removed: Callable[[bytes], bool], check: Callable[[], None]) -> None:
-        """Remove lines, atomically. If `check`, called for every line, raises, the file is unchanged."""
+        """Remove lines atomically. `check` is called for every line. If it raises, the file is unchanged."""
 
         def write_others(target: BinaryIO) -> None:
             for line in self.read():
@@ -212,12 +212,12 @@ class Output:
         answer_offsets: Callable[[], Iterable[tuple[int, int]]],
         check: Callable[[], None],
     ) -> None:
-        """Sort the answers in the order of the input, atomically.
+        """Sort the answers atomically into the order of the input.
 
         Args:
             last_line: The last line of the input.
-            answer_offsets: Returns the line of each request, and the byte where its answer begins.
-            check: Called for every line. It may raise, which leaves the file unchanged.
+            answer_offsets: Returns the line of each request and the offset of its answer.
+            check: Called for every line. If it raises, the file is unchanged.
         """
         problem, advice = (
             f"{self.path} is complete but could not be sorted",
@@ -228,7 +228,7 @@ class Output:
             write_errors(problem, advice, self.path),
             tempfile.TemporaryFile(prefix="cortecs-batch-") as scratch,
         ):
-            # Allocated first: a write into a hole of a full disk would kill the process.
+            # Allocated first, because writing into a hole on a full disk would kill the process.
             _allocate(scratch.fileno(), (last_line + 1) * _OFFSET_SIZE)
             with mmap.mmap(scratch.fileno(), 0) as table, memoryview(table) as raw, raw.cast("Q") as begins:
                 for line, offset in answer_offsets():
@@ -259,7 +259,7 @@ class Output:
         descriptor = os.open(draft, NEW_FILE_FLAGS, 0o600)
         try:
             os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-            # Locked before it gets its name, so that no other process can lock it first.
+            # Locked before the file gets its name, so that no other process can lock it first.
             _lock(descriptor, self.path)
             with os.fdopen(os.dup(descriptor), "wb") as target:
                 write(target)
@@ -279,14 +279,14 @@ class Output:
 
     @property
     def _draft_prefix(self) -> str:
-        # Short, because the name of the output may have the maximum length.
+        # Short, because the output's name may already have the maximum length.
         digest = hashlib.blake2b(
             self._location.name.encode("utf-8", "surrogateescape"), digest_size=8
         ).hexdigest()
         return f".cortecs-batch-{digest}-"
 
     def _remove_drafts(self) -> None:
-        """Delete the drafts of killed processes. Only a process that has locked the output creates them."""
+        """Delete drafts left by killed processes. Only a process that has locked the output creates them."""
         pattern = re.compile(re.escape(self._draft_prefix) + r"[0-9a-f]{32}\.new")
         with contextlib.suppress(OSError), os.scandir(self._location.parent) as entries:
             for entry in entries:
@@ -298,7 +298,7 @@ class Output:
                         Path(entry).unlink()
 
     def close(self) -> None:
-        """Close and unlock the file. Delete it if this run created it and wrote nothing."""
+        """Close and unlock the file. Delete it if this run created it and did not write to it."""
         with self._busy:
             if self._is_closed:
                 return
@@ -313,7 +313,7 @@ class Output:
 
 
 def check_name(path: Path) -> None:
-    """Reject a name with the suffix of a compressed file."""
+    """Reject a name with a suffix for compressed files."""
     if path.suffix in COMPRESSED_SUFFIXES:
         raise BatchFileError(
             "the output cannot be compressed, because answers are appended one by one. Choose a name without "
@@ -330,7 +330,7 @@ def _open(path: Path) -> int:
         try:
             check_regular(os.fstat(descriptor), str(path))
             _lock(descriptor, path)
-            # The process that had the lock may have replaced or removed the file.
+            # The previous holder of the lock may have replaced or removed the file.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     return descriptor
@@ -353,7 +353,7 @@ def _lock(descriptor: int, path: Path) -> None:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Make an empty file `size` bytes long, with space on the disk for all of them."""
+    """Extend an empty file to `size` bytes, with all of them allocated on disk."""
     allocate = getattr(os, "posix_fallocate", None)
     if allocate is not None:
         allocate(descriptor, 0, size)

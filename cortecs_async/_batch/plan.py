@@ -36,45 +36,45 @@ from .report import BatchProgressCallback
 if TYPE_CHECKING or sys.platform != "win32":
     import resource
 
-# File descriptors that are left for other purposes than connections to endpoints.
+# File descriptors reserved for purposes other than connections to endpoints.
 _RESERVED_DESCRIPTORS = 100
 
 _NOT_REGULAR = ". The input is read twice. To read from a pipe, pass - and use standard input."
 
-# Bytes of the smallest answer.
+# The size of the smallest answer in bytes.
 _MIN_ANSWER_SIZE = 300
 
 
 @frozen(kw_only=True)
 class BatchPlan:
-    """What a batch will do: `client.plan_batch(...)`. Planning starts nothing.
+    """The plan of a batch, from `client.plan_batch(...)`. Planning does not start anything.
 
     Attributes:
         total: Requests in the input.
-        succeeded: Requests that the output answers already.
+        succeeded: Requests already answered in the output.
         failed: Requests with an error line that is kept. 0 with `retry_failed`.
-        left: Requests to send.
-        prompt_tokens: Estimated prompt tokens of the whole input: one token for each four bytes of text.
-        attachments: Images, audio and other parts of prompts that are not text. Their tokens are not known,
+        left: Requests still to send.
+        prompt_tokens: Estimated prompt tokens of the whole input, at one token per four bytes of text.
+        attachments: Images, audio, and other parts of prompts that are not text. Their tokens are not known
             and not included in any number here.
         max_completion_tokens: Upper bound of the completion tokens of the whole input, without retries. An
-            answer without a limit counts as the whole context. None if the context length, or the number of
-            answers, is not known.
-        left_completion_tokens: The same bound for the requests to send.
-        unlimited_answers: Number of answers whose requests set no limit.
-        longest_line: The line of the request with the longest prompt and answer. The prompts of a list are
-            counted separately.
-        longest_tokens: Estimated tokens of that prompt, plus the limit of its answer if it has one.
-        context_length: Tokens that a prompt and its answer may have together. None if not known.
-        model: The model, as the endpoint names it.
+            answer without a limit counts as the whole context. None if the context length or the number of
+            answers is not known.
+        left_completion_tokens: The same bound for the requests still to send.
+        unlimited_answers: Number of answers whose requests do not set a limit.
+        longest_line: The line of the request with the longest prompt and answer. The prompts in a list
+            are counted separately.
+        longest_tokens: Estimated tokens of that prompt, plus the limit of its answer, if any.
+        context_length: Maximum tokens of a prompt and its answer together. None if not known.
+        model: The endpoint's name for the model.
         hardware_type_id: The hardware type. None if not known.
-        is_available: Whether that hardware is available now. None if not known.
+        is_available: Whether that hardware is currently available. None if not known.
         instances: Number of instances to start.
-        num_workers: Number of workers of each instance.
+        num_workers: Number of workers per instance.
         price_per_minute: List price of all instances and workers, in `currency`. None if not known.
-        balance: Balance of the account, in `balance_currency`. None if it was not read.
-        currency: The currency of the price, as the price list names it.
-        balance_currency: The currency of the balance, as the account names it.
+        balance: The account's balance, in `balance_currency`. None if it was not read.
+        currency: The currency of the price, as named in the price list.
+        balance_currency: The currency of the balance, as named by the account.
 
     Example:
         plan = await client.plan_batch("requests.jsonl", "answers.jsonl", "meta-llama/Llama-3.1-8B-Instruct")
@@ -111,9 +111,9 @@ class BatchPlan:
 
 @frozen(kw_only=True)
 class BatchOptions:
-    """The files, the model as the endpoint names it, and the options of `client.run_batch`.
+    """The files, the endpoint's name for the model, and the options of `client.run_batch`.
 
-    The batch of a fleet has no model, and requests keep theirs.
+    The batch of a fleet has no model, and requests keep their own.
     """
 
     source: Path
@@ -194,10 +194,10 @@ class Preflight:
     """The result of reading both files.
 
     Attributes:
-        options: Those of the batch. If the source was piped standard input, it is now a temporary file.
+        options: The options of the batch. If the source was piped standard input, it is now a temporary file.
         index: The lines of both files.
-        done: A bit for each line of the input, set if it is answered.
-        input_status: The status of the input when it was read, to notice changes.
+        done: A bit for each line of the input. It is set if the line is answered.
+        input_status: The status of the input when it was read, to detect changes.
         sizes: The sizes of the requests.
     """
 
@@ -221,7 +221,7 @@ async def run_preflight(options: BatchOptions, output: Output | None) -> Preflig
 
 
 async def read_again(preflight: Preflight, output: Output) -> Preflight:
-    """Read both files of a complete batch again, because another program may have changed the output.
+    """Read both files of a complete batch again, in case another program has changed the output.
 
     Raises:
         BatchWriteError: The output is no longer complete.
@@ -257,15 +257,15 @@ def measure_left(preflight: Preflight, stopped: StopFlag) -> Sizes:
 def read_files(options: BatchOptions, output: Output | None, stopped: StopFlag | None = None) -> Preflight:
     """Read and check both files, until `stopped` is set.
 
-    From an open `output`, remove the incomplete lines that a crash left, and with `retry_failed` the error
-    lines. Without an `output`, change nothing.
+    Remove the incomplete lines that a crash left in an open `output`, and with `retry_failed` also the error
+    lines. Without an `output`, do not change any file.
     """
     stopped = stopped or StopFlag()
     copy: BinaryIO | None = None
     with file_errors("cannot be read", options.source):
         if options.source == STANDARD_INPUT:
             options = evolve(options, source_name="standard input")
-            # A file that was partly read before is continued, as a pipe would be.
+            # A partly read file is read on from its position, as a pipe would be.
             if not stat.S_ISREG(options.source.stat().st_mode) or os.lseek(0, 0, os.SEEK_CUR):
                 copy = copy_standard_input(stopped)
                 options = evolve(options, source=Path(f"/dev/fd/{copy.fileno()}"))
@@ -286,7 +286,7 @@ def _read_files(
     with file_errors("cannot be read", options.target):
         is_same = options.target.exists() and os.path.samestat(status, options.target.stat())
         folder = options.target.absolute().parent
-        # To a new file there, which replaces the output.
+        # This writes a new file there, which replaces the output.
         if (options.ordered or options.retry_failed) and not os.access(folder, os.W_OK | os.X_OK):
             option = "ordered" if options.ordered else "retry_failed"
             raise BatchFileError(
@@ -338,7 +338,7 @@ def _compare(
     parser = options.new_parser()
     for line in read_input(options.source, options.source_name):
         stopped.check()
-        # Of lines without a request too: the queue looks each line up.
+        # Lines without a request count too, because the queue checks each line.
         index.last_line = line.number
         if (found := parser.parse(line.number, line.text)) is not None:
             request, body = found

@@ -1,7 +1,7 @@
-"""Read the lines of both files of a batch, with the same rules for both.
+"""Read the lines of a batch's files, with the same rules for both files.
 
-Blank lines are skipped. Byte order marks, whitespace, and the zero bytes that a power failure leaves around a
-line are not part of it. All functions here block; on an event loop, call them from a thread.
+Blank lines are skipped. Byte order marks, whitespace, and zero bytes left by a power failure are not part of
+a line. All functions here block, so call them from a thread on an event loop.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from .._extras import install_command
 from .._platform import O_BINARY, O_CLOEXEC, O_NONBLOCK
 from .answers import foreign_output_error
 
-# What `-` means as an input.
+# The meaning of `-` as an input.
 STANDARD_INPUT = Path("/dev/stdin")
 
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 
-# Roughly how many bytes of lines one compressed byte contains.
+# The approximate number of line bytes per compressed byte.
 _COMPRESSION_RATIO = 16
 
-# The beginnings of compressed files. zstd files may begin with a skippable frame.
+# The first bytes of compressed files. zstd files can begin with a skippable frame.
 _GZIP = re.compile(rb"\x1f\x8b")
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
 
 _BUFFER_SIZE = 1 << 20
 
-# What may surround the JSON of a line.
+# Bytes that can surround the JSON of a line.
 _PADDING = b" \t\n\v\f\r\0"
 
-# The beginnings of all lines that `answers` writes, and of those that earlier versions wrote for fleets.
+# The first bytes of all lines written by `answers`, and by earlier versions for fleets.
 _ANSWER_PREFIXES = (b'{"id":"batch_req_', b'{"id": "fleet_req_')
 
-# While standard input has no data, check this often whether to stop (seconds).
+# While standard input has no data, check whether to stop at this interval in seconds.
 _POLL_INTERVAL = 0.1
 
 
@@ -60,12 +60,12 @@ class Line(NamedTuple):
     """A line that is not blank.
 
     Attributes:
-        number: Counted from 1.
-        begin: The byte of the file where the line begins.
-        end: The byte after its line break, or after its text if it has none.
-        text: The line without what surrounds its JSON.
+        number: The line number, counted from 1.
+        begin: The offset in the file where the line begins.
+        end: The offset after its line break, or after its text if there is none.
+        text: The line without the bytes around its JSON.
         is_terminated: Whether it has a line break.
-        has_zeros: Whether zero bytes are in it or around it.
+        has_zeros: Whether there are zero bytes in it or around it.
     """
 
     number: int
@@ -77,7 +77,7 @@ class Line(NamedTuple):
 
 
 def read_lines(file: BinaryIO) -> Iterator[Line]:
-    """Yield the lines of a file that are not blank, and those that only have zero bytes, without text."""
+    """Yield the non-blank lines of a file. Lines of zero bytes only are yielded without text."""
     begin = 0
     for number, raw in enumerate(file, 1):
         end = begin + len(raw)
@@ -90,18 +90,18 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
 
 
 def strip_line(raw: bytes) -> bytes:
-    """Return a line without what surrounds its JSON."""
+    """Return a line without the bytes around its JSON."""
     text = raw.strip(_PADDING)
     return text[len(codecs.BOM_UTF8) :].lstrip(_PADDING) if text.startswith(codecs.BOM_UTF8) else text
 
 
 def read_input(path: Path, name: str) -> Iterator[Line]:
-    """Yield the lines of an input, which may be compressed. `name` is for error messages.
+    """Yield the lines of an input, which can be compressed. `name` is for error messages.
 
     Raises:
-        BatchFileError: It cannot be read or decompressed. If it is damaged, the error has the line that was
-            reached.
-        ConfigurationError: It is compressed with zstd, and the extra `zstd` is not installed.
+        BatchFileError: The input cannot be read or decompressed. If it is damaged, the error contains the
+            last line reached.
+        ConfigurationError: The input is compressed with zstd, and the extra `zstd` is not installed.
     """
     number = 0
     with file_errors("cannot be read", name), open_regular_file(path, name) as file:
@@ -115,13 +115,13 @@ def read_input(path: Path, name: str) -> Iterator[Line]:
 
 
 def read_answers(file: BinaryIO, name: str) -> Iterator[Line]:
-    """Yield the lines of an output, without what a crash or a power failure left incomplete.
+    """Yield the lines of an output, without lines that a crash or power failure left incomplete.
 
-    An incomplete last line is left out. An incomplete line before others, and one of
-    zero bytes, is yielded without text.
+    An incomplete last line is left out. An incomplete line before others, or one of zero bytes, is yielded
+    without text.
 
     Raises:
-        BatchFileError: An incomplete line is not the beginning of an answer, so this may be the wrong file.
+        BatchFileError: An incomplete line is not the beginning of an answer, so this could be the wrong file.
     """
     is_output = False
     for line, following in itertools.pairwise(itertools.chain(read_lines(file), [None])):
@@ -149,7 +149,7 @@ def _is_answer(line: Line | None) -> bool:
 
 
 def read_closed_output(path: Path) -> Iterator[Line]:
-    """Yield the lines of an output that is not open, like `read_answers`; none if it does not exist."""
+    """Yield the lines of an output that is not open, as `read_answers` does. None if it does not exist."""
     if path.exists():
         with open_regular_file(path, str(path)) as file:
             yield from read_answers(file, str(path))
@@ -164,7 +164,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def estimate_size(status: os.stat_result, path: Path) -> int:
-    """Estimate how many bytes an input has when it is decompressed."""
+    """Estimate the size of an input in bytes after decompression."""
     return status.st_size * (_COMPRESSION_RATIO if path.suffix in COMPRESSED_SUFFIXES else 1)
 
 
@@ -188,7 +188,7 @@ def open_regular_file(path: Path, name: str) -> BinaryIO:
 
 
 def copy_standard_input(stopped: StopFlag) -> BinaryIO:
-    """Copy standard input to a temporary file, because an input is read twice. Stop if `stopped` is set.
+    """Copy standard input to a temporary file, because an input is read twice. Stop once `stopped` is set.
 
     Raises:
         BatchFileError: Standard input is empty or cannot be read.
@@ -216,7 +216,7 @@ def copy_standard_input(stopped: StopFlag) -> BinaryIO:
 
 @contextlib.contextmanager
 def file_errors(problem: str, name: Path | str) -> Generator[None]:
-    """Raise each `OSError` as a `BatchFileError` about the file `name`."""
+    """Raise each `OSError` as a `BatchFileError` that names the file."""
     try:
         yield
     except CortecsError:
@@ -242,15 +242,15 @@ def temporary_file_errors() -> contextlib.AbstractContextManager[None]:
 
 
 class _DamagedError(Exception):
-    """Why compressed data cannot be read any further."""
+    """The reason why compressed data cannot be read any further."""
 
 
 class _Decompressed(io.RawIOBase):
     """Decompresses as little as possible at a time, so that every line before damaged data can be read.
 
     Args:
-        file: A `GzipFile` or `ZstdFile`. Both read all parts of a file that has several.
-        errors: The exceptions that it raises for damaged data.
+        file: A `GzipFile` or `ZstdFile`. Both read all parts of a multi-part file.
+        errors: The exceptions raised by `file` for damaged data.
     """
 
     def __init__(self, file: Any, errors: tuple[type[Exception], ...]) -> None:

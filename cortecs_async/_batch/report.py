@@ -1,4 +1,4 @@
-"""The progress and the result of a batch, as users see them."""
+"""The progress and result of a batch, as shown to users."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._hints import hinted
 from .._lease.pricing import Receipt
 from .answers import AnswerLine
 
-# Seconds over which rates are averaged, and seconds that share one entry.
+# Seconds over which rates are averaged, and seconds per entry.
 _RATE_SPAN = 10.0
 _RATE_STEP = 0.1
 
@@ -25,20 +25,20 @@ class BatchProgress(Row):
 
     Attributes:
         total: Requests in the input.
-        succeeded: Answered requests, including earlier runs.
-        failed: Error lines, including earlier runs.
-        resumed: Answers and error lines of earlier runs.
+        succeeded: Answered requests, including those from earlier runs.
+        failed: Error lines, including those from earlier runs.
+        resumed: Answers and error lines from earlier runs.
         instances: Number of running instances.
         running: Number of requests in flight.
         concurrency: The current limit of requests in flight.
         prompt_tokens: Prompt tokens of this run, as counted by the model.
         completion_tokens: Completion tokens of this run.
-        elapsed: Seconds since this run began.
+        elapsed: Seconds since this run started.
         rate: Answers per second, over the last 10 s.
         tokens_per_second: Completion tokens per second, over the last 10 s.
-        cost: Estimated cost of all instances so far, in `currency`. None before the first start, or if a
+        cost: Estimated cost of all instances so far, in `currency`. None before the first start or if a
             price is not known.
-        currency: The currency of `cost`, as the service names it.
+        currency: The currency of `cost`, as named by the service.
 
     Example:
         def show(progress):
@@ -108,20 +108,20 @@ _ATTRIBUTE = "_batch_report"
 @hinted
 @frozen(kw_only=True)
 class BatchReport(Row):
-    """The result of a batch, or how far it got. Only answers on disk are counted.
+    """The result of a batch, complete or not. Only answers on disk are counted.
 
     Attributes:
         output: The output file.
         total: Requests in the input.
-        succeeded: Answered requests, including earlier runs.
-        failed: Error lines, including earlier runs.
-        resumed: Answers and error lines of earlier runs.
+        succeeded: Answered requests, including those from earlier runs.
+        failed: Error lines, including those from earlier runs.
+        resumed: Answers and error lines from earlier runs.
         prompt_tokens: Prompt tokens of this run, as counted by the model.
         completion_tokens: Completion tokens of this run.
         seconds: Duration of this run, from the first request for an instance until the last instance is gone.
-            Reading the files and sorting the output is not included.
+            Reading the files and sorting the output are not included.
         receipts: The time and estimated cost of each instance.
-        incidents: Why instances ended before the batch, and which releases failed.
+        incidents: The reasons why instances ended before the batch did, and the failed releases.
 
     Example:
         model = "meta-llama/Llama-3.1-8B-Instruct"
@@ -153,12 +153,12 @@ class BatchReport(Row):
 
     @property
     def currency(self) -> str:
-        """The currency of `cost`, as the service names it. Empty if no instance was started."""
+        """The currency of `cost`, as named by the service. Empty if no instance was started."""
         return currency_of(self.receipts)
 
     @property
     def left(self) -> int:
-        """Number of requests without a line in the output. 0 for a batch that has finished."""
+        """Number of requests without a line in the output. 0 for a finished batch."""
         return self.total - self.succeeded - self.failed
 
     @property
@@ -196,7 +196,7 @@ class BatchReport(Row):
 
     @staticmethod
     def of(error: BaseException) -> BatchReport | None:
-        """Return how far a batch got before it raised this error. This also works for a cancellation.
+        """Return the report of a batch that raised this error or was cancelled with it.
 
         Returns:
             The report. None if the batch ended while its arguments and files were checked. In that case,
@@ -223,13 +223,13 @@ class BatchReport(Row):
             report.attach(error)
             assert BatchReport.of(error) == report
         """
-        # Some exceptions have no attributes of their own.
+        # Some exceptions do not allow new attributes.
         with contextlib.suppress(AttributeError):
             setattr(error, _ATTRIBUTE, self)
 
 
 def total_cost(receipts: Sequence[Receipt]) -> float | None:
-    """Return the sum of the costs; None if one is not known."""
+    """Return the sum of the costs, or None if any cost is not known."""
     costs = [each.cost for each in receipts if each.cost is not None]
     return sum(costs) if len(costs) == len(receipts) else None
 
@@ -240,7 +240,7 @@ def currency_of(receipts: Sequence[Receipt]) -> str:
 
 @define
 class AnswerCounter:
-    """Counts the lines of the output. The fields are those that `BatchProgress` and `BatchReport` share."""
+    """Counts the lines of the output. It has the fields common to `BatchProgress` and `BatchReport`."""
 
     total: int
     succeeded: int
@@ -248,7 +248,7 @@ class AnswerCounter:
     resumed: int
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    # Time, lines and completion tokens of the last seconds.
+    # Time, lines and completion tokens in the last seconds.
     _recent: deque[tuple[float, int, int]] = field(factory=deque)
 
     def add(self, now: float, lines: Sequence[AnswerLine]) -> None:
@@ -268,7 +268,7 @@ class AnswerCounter:
         return asdict(self, filter=lambda attribute, _: not attribute.name.startswith("_"))
 
     def rates(self, now: float, since: float) -> tuple[float, float]:
-        """Return answers and completion tokens per second, over the last seconds, but not before `since`."""
+        """Return answers and completion tokens per second over the last seconds, but not before `since`."""
         while self._recent and self._recent[0][0] < now - _RATE_SPAN:
             self._recent.popleft()
         span = max(min(now - since, _RATE_SPAN), 0.1)

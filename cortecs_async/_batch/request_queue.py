@@ -1,7 +1,7 @@
-"""The queue of unanswered requests, which all instances of a batch share, and the part common to all queues.
+"""The queue of unanswered requests, shared by all instances of a batch, and the base of all queues.
 
 The queue reads the input ahead as workers take requests. Requests that come back, from a lost instance or for
-another attempt, go before new ones, except after a timeout: those go last. Suspects (see `suspects`) are
+another attempt, go ahead of new ones. Only after a timeout do they go last. Suspects (see `suspects`) are
 kept for a test.
 """
 
@@ -29,29 +29,29 @@ from .reader import file_errors, read_input
 
 T = TypeVar("T")
 
-# Lines that are read ahead, and how many bytes are read at a time.
+# Lines to read ahead, and bytes to read at a time.
 _MAX_BUFFER_BYTES = 8 << 20
 _MAX_BUFFER_LINES = 2048
 _CHUNK_BYTES = 1 << 20
 
-# Failed requests that may wait for another attempt. With more of them, no new request is taken.
+# Failed requests that can wait for another attempt. With more of them, no new request is taken.
 _MAX_RETRIES = 512
 _MAX_RETRY_BYTES = 16 << 20
 
-# Requests left at which a batch is nearly finished.
+# With this many requests left, a batch is nearly finished.
 _FEW = 8
 
-# With this many suspects, no new requests are sent until they are tested. Fewer are tested once there is no
-# other work, because a test waits until the requests in flight have ended.
+# With this many suspects, no new requests are sent until the suspects are tested. Fewer are tested once there
+# is no other work, because a test waits until the requests in flight have ended.
 _MAX_SUSPECTS = 64
 
 
 @define(eq=False)
 class WorkQueue(Generic[T]):
-    """Hands out items to workers. Items may come back, and go before new ones.
+    """Hands out items to workers. Items can come back and then go ahead of new ones.
 
     Attributes:
-        changed: Wakes tasks at every change.
+        changed: Wakes waiting tasks at every change.
         finished: Set once all items are done.
     """
 
@@ -69,7 +69,7 @@ class WorkQueue(Generic[T]):
         return self._is_read and not (has_returned or self._in_progress or self._has_more())
 
     async def wait_for_change(self) -> None:
-        """Wait until an item may be available, or all are done."""
+        """Wait until an item may be available or all items are done."""
         with anyio.CancelScope(deadline=self._delayed[0][0] if self._delayed else float("inf")):
             await self.changed.wait()
 
@@ -85,7 +85,7 @@ class WorkQueue(Generic[T]):
             self.notify()
 
     def put_back(self, item: T) -> None:
-        """Put back an item whose attempt was interrupted."""
+        """Put back an item after an interrupted attempt."""
         self._returned.append(item)
         self._requeued(item)
 
@@ -103,7 +103,7 @@ class WorkQueue(Generic[T]):
         self.notify()
 
     def _next_returned(self) -> T | None:
-        """Take an item that came back."""
+        """Take an item that has come back."""
         if self._delayed and self._delayed[0][0] <= anyio.current_time():
             return heapq.heappop(self._delayed)[2]
         return self._returned.popleft() if self._returned else None
@@ -113,7 +113,7 @@ class WorkQueue(Generic[T]):
         raise NotImplementedError
 
     def _has_more(self) -> bool:
-        """Return whether there are other items than those that came back."""
+        """Return whether there are any items besides the ones that came back."""
         raise NotImplementedError
 
 
@@ -124,11 +124,11 @@ class RequestQueue(WorkQueue[Request]):
     Args:
         source: The input.
         parser: Parses its lines.
-        done: A bit for each line, set if the line is answered already.
+        done: A bit for each line. It is set if the line is already answered.
         status: The status of the input when `done` was computed.
 
     Attributes:
-        undecided: Requests in progress that wait for a verdict about their failures, with their last failure.
+        undecided: Requests in progress waiting for a verdict on their failures, each with its last failure.
     """
 
     _source: Path
@@ -150,7 +150,7 @@ class RequestQueue(WorkQueue[Request]):
         self._requeued(request)
 
     def add_suspect(self, request: Request) -> None:
-        """Keep a request for a test without other requests."""
+        """Keep a request for a test with no other requests in flight."""
         self._suspects.append(request)
         self._requeued(request)
 
@@ -160,7 +160,7 @@ class RequestQueue(WorkQueue[Request]):
         return self._is_read and not self._buffer and self._in_progress + waiting <= _FEW
 
     def has_test(self) -> bool:
-        """Return whether there are suspects, and no instance is testing."""
+        """Return whether there are suspects and no instance is testing."""
         return bool(self._suspects) and not self._is_testing
 
     def begin_test(self) -> None:
@@ -175,7 +175,7 @@ class RequestQueue(WorkQueue[Request]):
         return suspects
 
     def end_test(self, untested: Iterable[Request]) -> None:
-        """End a test. The suspects that it left untested can be tested on any instance."""
+        """End a test. Suspects left untested can be tested on any instance."""
         self._is_testing = False
         for request in untested:
             self.add_suspect(request)
@@ -191,7 +191,7 @@ class RequestQueue(WorkQueue[Request]):
         return bool(self._buffer or self._last or self._suspects)
 
     async def read(self) -> None:
-        """Read the input ahead until its end."""
+        """Read ahead until the end of the input."""
         lines = read_unanswered(self._source, self._parser.path, self._done, self._status)
         while chunk := await threads.run_in_thread(lambda: _read_chunk(lines)):
             self._buffer.extend(chunk)
@@ -231,10 +231,10 @@ class RequestQueue(WorkQueue[Request]):
 def read_unanswered(
     source: Path, name: str, done: bytearray, status: os.stat_result
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the text of each line of an input that is not `done`. `name` is for errors.
+    """Yield the number and text of each line of an input that is not `done`. `name` is for error messages.
 
     Raises:
-        BatchFileError: The input cannot be read, or it no longer has the `status` that it had when `done` was
+        BatchFileError: The input cannot be read, or its status is no longer the `status` from when `done` was
             computed.
     """
     try:
@@ -245,7 +245,7 @@ def read_unanswered(
                     yield line.number, line.text
             _check_unchanged(source, name, status)
     except IndexError:
-        # It has more lines than before.
+        # The input has more lines than before.
         raise _changed_error(name) from None
 
 

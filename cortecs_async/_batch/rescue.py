@@ -1,4 +1,4 @@
-"""Save the answers of an output that another program has removed or changed while the batch was running."""
+"""Save the answers of an output that another program removed or changed while the batch was running."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Rescue:
 
     Args:
         path: The output, as an absolute path.
-        change: What another program did to it, as in "removed".
-        source: A descriptor of the output, as this process opened it.
-        end: How many of its bytes are answers.
-        lines: How many answers it had, as far as this process knows.
-        data: Complete lines that were not written to it yet.
+        change: The change made by another program, such as "removed".
+        source: This process's open descriptor of the output.
+        end: The number of bytes that are answers.
+        lines: The number of answers it had, as far as this process knows.
+        data: Complete lines that are not written yet.
 
     Attributes:
         error: The error to raise, which names the new file.
-        is_empty: Whether there are no answers to save. Then there is no new file.
+        is_empty: Whether there are no answers to save, and so no new file.
 
     Raises:
         BatchWriteError: The answers could not be saved.
@@ -61,7 +61,7 @@ class Rescue:
         self.error = BatchWriteError(message, path=str(path if self.is_empty else self.path))
 
     def _save(self, path: Path, folder: Path, source: int, end: int, data: bytes) -> int:
-        """Create the file in a directory, and return how many answers are in it."""
+        """Create the file in a directory and return the number of answers in it."""
         # Not the whole name, because it may have the maximum length.
         self.path = folder / f"{path.name[:50]}.recovered-{secrets.token_hex(4)}"
         self._fd = os.open(self.path, NEW_FILE_FLAGS, 0o600)
@@ -94,7 +94,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 def sync_folder(path: Path) -> None:
     if sys.platform == "win32":
         raise OSError(NO_LOCKS)
-    # A new file name is on disk only once its directory is.
+    # A new file name is on disk only once its directory is synced.
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
@@ -103,7 +103,7 @@ def sync_folder(path: Path) -> None:
 
 
 def _copy_lines(source: int, target: int, end: int) -> int:
-    """Copy the complete lines before `end` that are still there, and return how many they are."""
+    """Copy the complete lines that still exist before `end`, and return their number."""
     if sys.platform == "win32":
         raise OSError(NO_LOCKS)
     position = complete = lines = 0

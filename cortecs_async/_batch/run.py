@@ -1,4 +1,4 @@
-"""Run a batch: lease the instances, answer the requests on them, and write the output.
+"""Run a batch: lease the instances, send the requests to them, and write the output.
 
 Each instance has a worker pool. All pools share one request queue and one answer writer.
 """
@@ -50,7 +50,7 @@ class _BatchInstance:
 
     @property
     def receipt(self) -> Receipt | None:
-        """Its use and cost; None if it was never started."""
+        """The instance's usage and cost, or None if it was never started."""
         try:
             return self.lease.receipt
         except InvalidArgumentError:
@@ -71,7 +71,7 @@ class Batch:
     _answering_since: float | None = None
 
     async def run(self) -> BatchReport:
-        """Answer the remaining requests, and sort the output if requested."""
+        """Answer the remaining requests and sort the output if requested."""
         with closing(Output(self.options.target)) as output, ExitStack() as stack:
             preflight = stack.enter_context(closing(await run_preflight(self.options, output)))
             plan = preflight.plan
@@ -175,13 +175,13 @@ class Batch:
     async def _run_instance(
         self, instance: _BatchInstance, queue: RequestQueue, writer: AnswerWriter
     ) -> None:
-        """Answer requests on one instance. If it fails and is not the last, leave its work to the others."""
+        """Answer requests on one instance. If it fails and is not the last, the others take over its work."""
         try:
             with instance.scope:
                 try:
                     await self._answer_on(instance, queue, writer)
                 except anyio.get_cancelled_exc_class() as cancelled:
-                    # The scope swallows the exception, and with it the notes about a failed teardown.
+                    # The scope swallows the exception, including its notes about a failed teardown.
                     self._incidents += getattr(cancelled, "__notes__", [])
                     raise
         except (LifecycleError, RequestError, AmbiguousStartError) as error:
@@ -215,7 +215,7 @@ class Batch:
             if self._answering_since is None:
                 self._answering_since = anyio.current_time()
             await instance.pool.run()
-            # The work is done: do not wait for instances that are still starting.
+            # The work is done, so do not wait for instances that are still starting.
             for other in self._instances:
                 if other.is_starting:
                     other.scope.cancel()
@@ -227,7 +227,7 @@ class Batch:
             log(Event.BATCH_ERROR, error_type=type(error).__name__, error=error)
 
     async def _flush(self, writer: AnswerWriter) -> None:
-        """Write the answers that were paid for, even if the run is cancelled repeatedly."""
+        """Write the answers already paid for, even if the run is cancelled repeatedly."""
         result = await run_uncancellable(writer.finish, restart_if_cancelled=True)
         if isinstance(result.error, CortecsError):
             self._record_error(result.error)
@@ -260,7 +260,7 @@ class Batch:
 
 
 async def _unwrap_exit(work: Awaitable[None]) -> None:
-    """Await `work`, and raise its KeyboardInterrupt or SystemExit without exception groups around it."""
+    """Await `work` and raise its KeyboardInterrupt or SystemExit without exception groups around it."""
     exit_error: BaseException | None = None
     try:
         await work
@@ -275,7 +275,7 @@ async def _unwrap_exit(work: Awaitable[None]) -> None:
 
 
 async def _check_output(preflight: Preflight, output: Output, stack: ExitStack) -> Preflight:
-    """Read the output again if another program may have changed it. Return what is in the files."""
+    """Read the output again if another program may have changed it. Return the result."""
     if await threads.run_in_thread(output.check_unchanged):
         return preflight
     return stack.enter_context(closing(await read_again(preflight, output)))

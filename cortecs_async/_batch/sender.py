@@ -1,8 +1,9 @@
 """Send requests to the endpoint of one instance, over aiohttp or httpx.
 
-aiohttp takes a fraction of the CPU time of httpx, and a batch does little else (benchmarks: batch). httpx is
-for trio, and for installations without aiohttp. Neither notices every unsolicited byte that an endpoint
-sends, so this module checks: such bytes must not become the answer to another request.
+aiohttp takes a fraction of the CPU time of httpx, and sending requests is most of the work in a batch
+(benchmarks: batch). httpx is for trio and for installations without aiohttp. Neither library notices every
+byte that an endpoint sends without a request, so this module checks for such unsolicited bytes: they must not
+become the answer to another request.
 """
 
 from __future__ import annotations
@@ -47,20 +48,20 @@ _HEADERS = {
     "User-Agent": f"cortecs-async/{__version__}",
 }
 
-# Bytes of an answer, at most. The largest are embeddings: two thousand vectors of four thousand numbers are
+# Maximum bytes of an answer. The largest are embeddings: two thousand vectors of four thousand numbers are
 # 160 MB.
 _MAX_ANSWER = 256 << 20
 
-# An answer whose Content-Length has this many digits is read at once, which is faster than in chunks.
+# An answer whose Content-Length has this many digits is read in one piece, which is faster than chunks.
 _SHORT = range(1, 8)
 
-# Seconds that a connection must be idle before it is used again, so that unsolicited bytes can arrive first,
-# and may be idle, because servers close idle connections. Unsolicited bytes that arrive after the next
-# request was sent cannot be told from its answer.
+# The minimum and maximum seconds that a connection is idle before it is used again: the minimum so that
+# unsolicited bytes can arrive first, the maximum because servers close idle connections. Unsolicited bytes
+# that arrive after the next request is sent cannot be distinguished from its answer.
 _MIN_IDLE = 0.003
 _MAX_IDLE = 15.0
 
-# Bytes of a line of the headers.
+# Maximum bytes of a header line.
 _MAX_HEADER_LINE = 64 << 10
 
 _REQUEST_TIMEOUT = 408
@@ -81,7 +82,7 @@ def choose_transport(
 ) -> Literal["aiohttp", "httpx"]:
     """Return the transport to use.
 
-    The caller's own `http_client` counts, because it may be there for its proxies or certificates.
+    The caller's own `http_client` is respected, because it may be needed for its proxies or certificates.
     """
     if transport not in get_args(BatchTransport):
         raise InvalidArgumentError(f"transport must be 'auto', 'aiohttp' or 'httpx', not {transport!r}")
@@ -102,11 +103,11 @@ def choose_transport(
 
 @frozen(kw_only=True)
 class SenderConfig:
-    """What all senders of a batch share.
+    """State shared by all senders in a batch.
 
     Attributes:
-        key_origin: Where the key comes from, for people.
-        timeout: Seconds for one attempt.
+        key_origin: The source of the key, for messages.
+        timeout: The timeout of one attempt in seconds.
     """
 
     settings: Settings
@@ -117,7 +118,7 @@ class SenderConfig:
     timeout: float
 
     def sender(self, base_url: str) -> Sender:
-        """Return a sender to an endpoint. Close it."""
+        """Return a sender for an endpoint. The caller must close it."""
         config = evolve(self, settings=evolve(self.settings, api_base_url=base_url.rstrip("/")))
         proxy = config.settings.proxy
         # aiohttp supports only plain HTTP proxies.
@@ -133,12 +134,12 @@ class Sender:
         self._config = config
         self._redactor = Redactor()
         self._redactor.remember(config.key)
-        self._keeps_alive = True  # until the endpoint sends more than an answer
+        self._keeps_alive = True  # until the endpoint sends more than answers
 
     async def post(self, path: str, body: bytes) -> Reply | Failure:
-        """Send a request once, and return failures instead of raising them.
+        """Send a request once. Failures are returned, not raised.
 
-        The traceback of an exception would hold frames with the key.
+        An exception's traceback would hold frames with the key.
         """
         try:
             return await self._post(self._config.settings.api_base_url + path, body)
@@ -149,7 +150,7 @@ class Sender:
         except BodyError as error:
             return Failure(kind=FailureKind.UNREADABLE, detail=f"the answer {error}")
         except Exception as error:  # noqa: BLE001  (see above)
-            # Other errors than those of HTTP, such as an invalid host name, are failures too.
+            # Non-HTTP errors, such as an invalid host name, are failures too.
             kind = self._classify(error) or FailureKind.NOT_SENT
             if kind is FailureKind.TIMED_OUT:
                 return Failure(kind=kind, detail=f"no answer within {self._config.timeout:g} s")
@@ -170,7 +171,7 @@ class Sender:
 
     def _reply(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         if status >= 300:
-            # An endpoint may repeat the key that it rejects.
+            # An endpoint may quote a rejected key.
             body = self._redactor.redact(body.decode("utf-8", "replace")).encode()
         request_id = headers.get("x-request-id") or None
         if request_id is not None:
@@ -184,10 +185,10 @@ async def _read(chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> byt
 
 
 class _AiohttpSender(Sender):
-    """Sends over the connections of aiohttp. It must be created in the event loop.
+    """Sends over aiohttp connections. It must be created in the event loop.
 
-    A session of aiohttp takes more CPU time for a request than all else in a batch. So this class writes to
-    the connections and reads from them itself, and keeps those that it can use again.
+    An aiohttp session takes more CPU time for a request than everything else in a batch. So this class writes
+    to the connections and reads from them itself, and keeps the ones that can be used again.
     """
 
     def __init__(self, config: SenderConfig, proxy: Proxy | None) -> None:
@@ -209,11 +210,11 @@ class _AiohttpSender(Sender):
                 del encoded
             del url, login
         self._tls = tls_context(config.settings)
-        # The worker pool limits the number of requests.
+        # The worker pool already limits the number of requests.
         self._connector = self._aiohttp.TCPConnector(limit=0, ssl=self._tls, socket_factory=open_socket)
         self._connect_timeout = self._aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT)
         self._prepared: dict[str, tuple[Any, bytes]] = {}
-        self._idle: deque[tuple[Any, float]] = deque()  # connections, and since when
+        self._idle: deque[tuple[Any, float]] = deque()  # connections, and the time since when they are idle
         self._num_busy = self._most_busy = 0
         self._clock = loop_clock()
 
@@ -254,7 +255,7 @@ class _AiohttpSender(Sender):
                 self._num_busy -= 1
         if protocol._buffer:  # noqa: SLF001  (another response came with the answer)
             self._keeps_alive = False
-        # Without a parser, aiohttp only stores bytes that arrive later, and `should_close` is true for them.
+        # Without a parser, aiohttp only stores any bytes that arrive later, which makes `should_close` true.
         protocol._parser = None  # noqa: SLF001
         # A server may send a 408 for an idle connection, just before a request arrives.
         if self._keeps_alive and message.code != _REQUEST_TIMEOUT:
@@ -264,7 +265,7 @@ class _AiohttpSender(Sender):
         return self._reply(message.code, headers, body)
 
     def _prepare(self, url: str) -> tuple[Any, bytes]:
-        """Return a request for the connector, and the bytes with which each request begins."""
+        """Return a request for the connector, and the first bytes of each request."""
         headers = {**_HEADERS, "Authorization": self._authorization()}
         request = self._aiohttp.ClientRequest(
             "POST",
@@ -289,7 +290,7 @@ class _AiohttpSender(Sender):
         while self._idle:
             now, wait = self._clock(), self._idle[0][1] + _MIN_IDLE - self._clock()
             if wait > 0:
-                # Not more connections than there were requests in flight: a server may have few.
+                # Not more connections than there were requests in flight, because a server may allow few.
                 if self._num_busy + len(self._idle) <= self._most_busy:
                     break
                 await asyncio.sleep(wait)
@@ -327,7 +328,7 @@ class _AiohttpSender(Sender):
 
 
 def _has_unread(connection: Any) -> bool:
-    """Return whether bytes have arrived on an idle connection, or its end."""
+    """Return whether bytes have arrived on an idle connection, or it was closed."""
     if connection.protocol.should_close:
         return True
     if sys.platform == "win32":
@@ -353,10 +354,10 @@ class _HttpxSender(Sender):
             with anyio.fail_after(self._config.timeout):
                 response = await pool.client.send(request, auth=None, follow_redirects=False, stream=True)
                 try:
-                    if response.is_stream_consumed:  # by an event hook of the caller's client
+                    if response.is_stream_consumed:  # by an event hook in the caller's client
                         body = response.content
                     else:
-                        # Not `aiter_raw`, which returns the connection to its pool at the end.
+                        # Not `aiter_raw`, which would return the connection to its pool at the end.
                         stream: Any = response.stream
                         body = await _read(aiter(stream), response.headers)
                         await self._end_reuse_if_unread(response)
@@ -367,9 +368,9 @@ class _HttpxSender(Sender):
         return self._reply(response.status_code, response.headers, body)
 
     async def _end_reuse_if_unread(self, response: Any) -> None:
-        """Close the connection of a response if more bytes, or its end, arrive on it.
+        """Close a response's connection if more bytes arrive on it or the server closes it.
 
-        httpcore would read it as the next response.
+        httpcore would read those bytes as the next response.
         """
         stream = response.extensions.get("network_stream")
         connection = response.stream
@@ -385,7 +386,7 @@ class _HttpxSender(Sender):
             if scope.cancelled_caught:
                 return
         self._keeps_alive = self._keeps_alive and not unread
-        # httpcore closes connections on which sending has failed.
+        # httpcore closes connections after a failed send.
         state.send_failed()
 
     async def aclose(self) -> None:

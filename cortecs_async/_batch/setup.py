@@ -1,6 +1,6 @@
 """Check the arguments of `client.run_batch` and `client.plan_batch`, and create what they need.
 
-`new_batch` creates the `Batch`, whose `run` does the work. `plan` adds model, hardware and price to the
+`new_batch` creates the `Batch`, whose `run` does the work. `plan` adds the model, hardware, and price to the
 contents of the files.
 """
 
@@ -63,7 +63,7 @@ def new_batch(
 async def plan(
     options: BatchOptions, args: InstanceArgs, models: Models, hardware_types: HardwareTypes, user: User
 ) -> BatchPlan:
-    """Return the plan of a batch: the contents of the files, the hardware, the price and the balance."""
+    """Return the plan of a batch: the contents of the files, the hardware, the price, and the balance."""
     with closing(await run_preflight(options, None)) as preflight:
         left = await run_stoppable(lambda stopped: measure_left(preflight, stopped))
     model = await models.get(args.model_id)
@@ -94,7 +94,7 @@ async def plan(
 
 
 def _check_context_length(model: Model, args: InstanceArgs) -> None:
-    """Check that the model runs on this hardware, with this context length."""
+    """Check that the model runs on this hardware with this context length."""
     name = model.hf_name or model.model_id
     config = model.hardware_configs.get(args.hardware_type_id or "")
     if config is None:
@@ -111,7 +111,7 @@ def _check_context_length(model: Model, args: InstanceArgs) -> None:
 
 
 def check_path(name: str, value: str | os.PathLike[str]) -> Path:
-    """Return the path that the argument `name` means."""
+    """Return the path from the argument `name`."""
     if value in ("-", Path("-")):
         return _dash_path(name)
     try:

@@ -2,16 +2,17 @@
 
 When a request makes the server stop, all others in flight fail with it, and none of these failures shows
 which request caused it. So a failure counts against its request only if the server answered another request
-that was in flight at that time, which shows that it had not stopped. Requests that fail together twice become
-suspects. Suspects are tested with no other requests in flight: in groups, and each group that fails together
-is divided by eight, down to single requests.
+that was in flight at that time, which shows that the server had not stopped. Requests that fail together with
+all others twice become suspects. Suspects are tested with no other requests in flight: first in groups, and
+each group that fails together is divided by eight, down to single requests.
 
-A timeout counts the same way, except that a probe decides if all in flight timed out: a server that hangs
-does not answer it, and one that is only slow does. A hang that ends before the first timeout is not noticed.
+Timeouts count the same way, except that a probe decides if all requests in flight timed out: a hanging server
+does not answer the probe, and a merely slow one does. A hang that ends before the first timeout is not
+noticed.
 
 With n requests in flight, a request that always stops the server does so at most 2 + ceil(log8 n) + 2 times:
 twice until it is a suspect, once in each group, and twice alone. This does not hold if requests in flight get
-a 503 when the server stops: that counts as a rejection, so the server may stop a few more times.
+a 503 when the server stops. A 503 counts as a rejection, so the server may stop a few more times.
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ T = TypeVar("T")
 # A request is a suspect after this many failures together with all others in flight.
 _MAX_JOINT_FAILURES = 2
 
-# A group that fails is divided by this.
+# A failed group is divided by this number.
 _DIVISOR = 8
 
-# Failures of a request alone after which it gets an error line: if the server stopped, and if it kept
-# running. With two joint failures before, the latter make six attempts, as many as the default of
+# Failures of a request on its own after which it gets an error line: if the server stopped, and if it kept
+# running. After two joint failures, the second limit makes six attempts, as many as the default of
 # `max_retries` allows.
 _MAX_CRASHES = 2
 _MAX_SOLO_FAILURES = 4
 
 # Attempts without a connection, and rejections in tests, that do not count against a request. They are
-# limited so that no request is sent again forever.
+# limited so that no request is retried forever.
 _MAX_UNSENT = 16
 _MAX_REJECTIONS = 16
 
-# Timeouts of its own after which a request gets an error line. There are few, because each takes the whole
-# time of an attempt, and a model that did not finish once rarely finishes the next time.
+# A request's own timeouts after which it gets an error line. The limit is low, because each timeout takes the
+# full time of an attempt, and a model that did not finish once rarely finishes the next time.
 _MAX_TIMEOUTS = 2
 
-# Failures that a server may cause for all of its requests when it stops, while others behind the same URL
-# continue.
+# Failures that a server may cause for all of its requests when it stops, while other servers behind the same
+# URL continue.
 _MAY_BE_CRASH = frozenset({FailureReason.LOST, FailureReason.UNAVAILABLE})
 
 REJECTIONS = frozenset({FailureReason.RATE_LIMITED, FailureReason.UNAVAILABLE})
@@ -60,7 +61,7 @@ REJECTIONS = frozenset({FailureReason.RATE_LIMITED, FailureReason.UNAVAILABLE})
 class NextStep(enum.Enum):
     RETRY = enum.auto()
     AWAIT_VERDICT = enum.auto()  # keep it until it is known whether others failed with it
-    SUSPECT = enum.auto()  # test it without other requests
+    SUSPECT = enum.auto()  # test it with no other requests in flight
     SPLIT = enum.auto()  # test it again, in a smaller group
     TEST_AGAIN = enum.auto()
     GIVE_UP = enum.auto()  # write an error line
@@ -68,10 +69,10 @@ class NextStep(enum.Enum):
 
 @define(eq=False)
 class InFlight(Generic[T]):
-    """The attempts in flight on one endpoint, and the failures that answers to others may explain.
+    """The attempts in flight on one endpoint, and the failures that answers to other requests may explain.
 
-    A verdict is a failure, and whether it was joint: all attempts that were in flight at that time have ended
-    without an answer. Each call takes amortized constant time.
+    A verdict is a failure and whether it was joint, which means that all attempts in flight at that time
+    ended without an answer. Each call takes amortized constant time.
     """
 
     _ticks: int = 0
@@ -83,7 +84,7 @@ class InFlight(Generic[T]):
 
     @property
     def last(self) -> int:
-        """The number of the last attempt, or a greater one that no attempt has."""
+        """The number of the last attempt, or a greater one that is not in use."""
         return self._ticks
 
     def begin(self) -> int:
@@ -93,7 +94,7 @@ class InFlight(Generic[T]):
         return self._ticks
 
     def record_answer(self, attempt: int) -> Sequence[tuple[T, bool]]:
-        """End an attempt that was answered, and return the verdicts that are possible now."""
+        """End an answered attempt, and return the verdicts that are now possible."""
         del self._attempts[attempt]
         if not self._failures:
             return ()
@@ -103,23 +104,23 @@ class InFlight(Generic[T]):
         return [*verdicts, *self._joint()]
 
     def record_failure(self, attempt: int, failure: T) -> Sequence[tuple[T, bool]]:
-        """End an attempt that failed, perhaps together with others, and return the verdicts."""
+        """End a failed attempt, perhaps one of several, and return the verdicts that are now possible."""
         del self._attempts[attempt]
         self._ticks += 1
         self._failures.append((self._ticks, failure))
         return self._joint()
 
     def end(self, attempt: int) -> Sequence[tuple[T, bool]]:
-        """End an attempt that does not show whether the server runs, and return the verdicts."""
+        """End an attempt that does not show whether the server runs, and return the verdicts now possible."""
         del self._attempts[attempt]
         return self._joint()
 
     def cancel(self, attempt: int) -> None:
-        """Remove an attempt that was interrupted, because the instance is lost or no longer needed."""
+        """Remove an attempt that was interrupted because the instance is lost or no longer needed."""
         del self._attempts[attempt]
 
     def abandon(self) -> list[T]:
-        """Return all failures that will get no verdict, because the instance is lost."""
+        """Return all failures that will not get a verdict because the instance is lost."""
         failures = [failure for _, failure in self._failures]
         self._failures.clear()
         return failures
@@ -137,7 +138,7 @@ def is_suspect(request: Request) -> bool:
 
 
 def next_step(request: Request, reason: FailureReason, max_retries: int) -> NextStep:
-    """Decide about a request that failed among others, given the reason of its last failure."""
+    """Decide the next step for a request that failed among others, given the reason of its last failure."""
     if is_suspect(request) or request.unsent > _MAX_UNSENT:
         return NextStep.SUSPECT
     if request.timeouts >= _MAX_TIMEOUTS:
@@ -154,14 +155,14 @@ def next_step(request: Request, reason: FailureReason, max_retries: int) -> Next
 def next_test_step(
     request: Request, reason: FailureReason, max_retries: int, *, alone: bool, is_own: bool, stayed_up: bool
 ) -> NextStep:
-    """Decide about a suspect that failed in a test, and update its counts for the next decision.
+    """Decide the next step for a suspect that failed in a test, and update its counts.
 
     Args:
-        request: The suspect. The failure is already counted, except as a solo failure or a rejection.
+        request: The suspect. The failure is already counted, but not yet as a solo failure or a rejection.
         reason: The reason of the failure.
         max_retries: Own failures before the request gets an error line.
         alone: Whether no other request was in flight.
-        is_own: Whether the endpoint has shown that it did not stop.
+        is_own: Whether it is known that the endpoint did not stop.
         stayed_up: Whether the endpoint answered the first probe after the test.
     """
     if reason is FailureReason.NOT_SENT and request.unsent <= _MAX_UNSENT:
@@ -188,10 +189,10 @@ def next_test_step(
 
 @define(eq=False)
 class SuspectGroups:
-    """The groups in which suspects are tested, one group at a time.
+    """The groups of suspects, tested one group at a time.
 
     Args:
-        limit: Requests in a group, at most.
+        limit: Maximum requests in a group.
 
     Attributes:
         left: The suspects without a decision.

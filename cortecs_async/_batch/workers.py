@@ -1,7 +1,7 @@
-"""The pool of workers that answers requests on one instance.
+"""The pool of workers that sends requests to one instance.
 
 Its size follows the concurrency limit. While the endpoint may be down (see `health`), the workers stop, and
-one task probes it. They also stop while one task tests requests that may stop the server (see `suspects`).
+one task sends probes. They also stop while one task tests requests that may stop the server (see `suspects`).
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from .sender import Reply
 from .suspects import REJECTIONS, is_suspect
 from .writer import AnswerWriter
 
-# Give up the instance after this many timeouts, if there are also at least as many timeouts as answers: it is
-# not worth its price. They must be of this many times: one request may make all requests in flight time out,
-# more than once before it is found.
+# Give up the instance after this many timeouts if there are also at least as many timeouts as answers,
+# because the instance is then not worth its price. The timeouts must come from at least this many different
+# times, because one request may make all requests in flight time out, more than once before it is found.
 _MAX_TIMEOUTS = 64
 _MIN_HANGS = 5
 
-# Seconds for a probe.
+# The timeout of a probe in seconds.
 _PROBE_TIMEOUT = 60.0
 
-# The share of the limit that must be in use for an answer to say something about the limit.
+# The share of the limit that must be in use before an answer counts as evidence about the limit.
 _FULL_SHARE = 0.9
 
 
 @define(eq=False, kw_only=True)
 class WorkerPool:
-    """Answers requests on one instance until the queue is finished.
+    """Sends requests to one instance until the queue is finished.
 
     Args:
-        model: The model, as the endpoint names it.
-        post: Sends a body to a path of its endpoint.
+        model: The endpoint's name for the model.
+        post: Sends a body to a path of the instance's endpoint.
         queue: The unanswered requests, shared with other pools.
-        max_retries: Retries after the first attempt, before a request becomes an error line.
+        max_retries: Retries after the first attempt before a request becomes an error line.
     """
 
     instance_id: str
@@ -70,7 +70,7 @@ class WorkerPool:
     _test: SuspectTest | None = None
     _stopped: Broadcast = field(factory=Broadcast)  # notified when a worker or the probing stops
     _timeouts: int = 0
-    _hangs: int = 0  # times at which requests in flight together began to time out
+    _hangs: int = 0  # times at which requests in flight began to time out together
     _hung_at: float = float("-inf")
 
     def __attrs_post_init__(self) -> None:
@@ -83,12 +83,12 @@ class WorkerPool:
         )
 
     async def run(self) -> None:
-        """Answer requests until the queue is finished.
+        """Send requests until the queue is finished.
 
         Raises:
-            EndpointError: The endpoint rejects the key, answers nothing or only probes for too long, or times
-                out too often.
-            CortecsError: The queue or the writer raised it.
+            EndpointError: The endpoint rejects the key, answers no requests (or only probes) for too long, or
+                times out too often.
+            CortecsError: An error from the queue or the writer.
         """
         try:
             async with anyio.create_task_group() as tasks:
@@ -167,13 +167,13 @@ class WorkerPool:
             answers = self._attempts.answers
             await test.run()
             if self._attempts.answers > answers:
-                self._timeouts = self._hangs = 0  # the endpoint is not slow, and the cause may be found
+                self._timeouts = self._hangs = 0  # the endpoint is not slow, and the test may find the cause
         except Exception as error:  # noqa: BLE001  (raised by `run`, outside of an exception group)
             self._stop(error)
         finally:
             self._test = None
             test.end()
-        # Not after a cancellation: a worker would begin the next test, which would be cancelled, and so on.
+        # Not after a cancellation, because a worker would begin the next test, which would be cancelled too.
         self._grow()
 
     async def _attempt(self, request: Request) -> None:
@@ -224,7 +224,7 @@ class WorkerPool:
             self.limit.record_rejection(now, began)
             attempts.proceed(request, failed)
             return
-        # No request in flight can show the cause, or none was answered since the request failed before.
+        # No request in flight can show the cause, or none was answered since the request last failed.
         is_unclear = not self.running or (failed_before is not None and not has_answered)
         health.record_failure(now, concurrency=self.limit.value, is_unclear=is_unclear)
         if reason is FailureReason.TIMED_OUT:
@@ -253,9 +253,9 @@ class WorkerPool:
         return await self._probe(path)
 
     async def _probe(self, path: str) -> bool:
-        """Send probes until the endpoint answers one, or give up the instance when this takes too long.
+        """Send probes until the endpoint answers one. Give up the instance if this takes too long.
 
-        Return whether it answered the first one.
+        Return whether the endpoint answered the first probe.
         """
         health = self._attempts.health
         request = probe_request(path, self.model)
@@ -269,7 +269,7 @@ class WorkerPool:
                 if outcome is None:
                     break
                 now, verdict = self._clock(), classify(outcome, request)
-                # Requests in flight may still be answered: some answers take longer than the timeout.
+                # Requests in flight may still get answers, because some answers take longer than the timeout.
                 if isinstance(verdict, AnswerLine):
                     answered_at_once = is_first
                     if not health.rejects_all(now):
@@ -296,7 +296,7 @@ class WorkerPool:
             self._grow()
 
     async def _send_probe(self, request: Request) -> Reply | Failure | None:
-        """Return the outcome of a probe; None if the queue was finished first."""
+        """Return the outcome of a probe, or None if the queue was finished first."""
         outcome: Reply | Failure | None = None
         async with anyio.create_task_group() as tasks:
 
@@ -314,7 +314,7 @@ class WorkerPool:
         return outcome
 
     async def _wait_until(self, deadline: float) -> None:
-        # Other instances may finish the queue meanwhile.
+        # Other instances may finish the queue in the meantime.
         with anyio.CancelScope(deadline=deadline):
             await self.queue.finished.wait()
 

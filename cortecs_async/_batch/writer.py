@@ -1,4 +1,4 @@
-"""Write answers to the output in groups: answers that arrive while one group is written form the next."""
+"""Write answers to the output in groups. Answers that arrive during one write form the next group."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .._aio.synchronization import Broadcast
 from .answers import AnswerLine
 from .output import Output
 
-# Seconds in which a group forms, because waking a thread for each answer would cost as much as the answer.
+# Seconds to collect a group, because waking a thread for each answer would cost as much as the answer.
 _GROUP_DELAY = 0.05
 
-# Answers that may wait for the disk. With more of them, workers wait before they send the next request.
+# Answers that can wait for the disk. With more of them, workers wait before sending the next request.
 _MAX_PENDING = 4096
 _MAX_PENDING_BYTES = 32 << 20
 
@@ -26,7 +26,7 @@ class AnswerWriter:
     """Writes answers in groups.
 
     Args:
-        on_written: Called with each group once it is on disk, and with the byte where each line begins.
+        on_written: Called with each group once it is on disk, and with the offset of each line.
     """
 
     _output: Output
@@ -73,7 +73,7 @@ class AnswerWriter:
             self._on_written(lines, begins)
 
     async def finish(self) -> None:
-        """Write the last group, and check that no other program has removed or changed the output."""
+        """Write the last group and check that no other program has removed or changed the output."""
         await self.flush()
         await threads.run_in_thread(self._output.check_unchanged)
 
@@ -88,8 +88,8 @@ class AnswerWriter:
             with anyio.CancelScope(shield=True):
                 begin = await threads.run_in_thread(write)
         except BaseException:
-            # The second cancellation of an asyncio task gets past the shield. If the thread has not begun, it
-            # never will: put the lines back for the next flush.
+            # The second cancellation of an asyncio task gets past the shield. If the thread has not started
+            # by then, it never will, so put the lines back for the next flush.
             if claim.acquire(blocking=False):
                 self._pending[:0] = lines
                 self._pending_bytes += sum(len(line.text) for line in lines)

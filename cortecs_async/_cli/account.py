@@ -1,4 +1,4 @@
-"""`cortecs-async models`, `hardware` and `balance`: what you can rent, and your balance."""
+"""`cortecs-async models`, `hardware` and `balance`: show what you can rent, and your balance."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from .options import json_option
 from .output import format_money, print_json, print_list, print_note, sanitize
 from .runtime import call_api
 
-# Words of a key in `hardware_info` that is the memory of the GPUs, besides its unit.
+# Words in a `hardware_info` key for the memory of the GPUs, besides its unit.
 _MEMORY_WORDS = {"vram", "gpu", "memory", "mem", "total", "size", "in"}
 _MEMORY_UNITS = {"gb": "GB", "gib": "GiB", "mb": "MB", "mib": "MiB"}
 
 
 @frozen
 class _Catalog:
-    """The hardware types, and which of them are available now."""
+    """The hardware types and their current availability."""
 
     hardware: Mapping[str, HardwareType]
     available: Collection[str]
 
     def prices(self, hardware_ids: Iterable[str]) -> list[tuple[float, str]]:
-        """Return the known prices per minute of hardware types, and their currencies; the lowest first."""
+        """Return the known prices per minute of hardware types with their currencies, lowest first."""
         found = [self.hardware[each] for each in hardware_ids if each in self.hardware]
         return sorted(
             (each.price_per_minute, each.currency) for each in found if each.price_per_minute is not None
         )
 
     def row(self, hardware_id: str) -> tuple[object, ...]:
-        """Return the cells GPU, memory, price per minute, and availability."""
+        """Return the cells for GPU, memory, price per minute, and availability."""
         found = self.hardware.get(hardware_id)
         if found is None:
             return None, None, None, "no"
         price = found.price_per_minute
-        # A price that cannot be read is shown as the service sends it.
+        # An unreadable price is shown as sent by the service.
         shown = _facts(found.price_info) if price is None else _price(price, found.currency)
         available = "yes" if hardware_id in self.available else "no"
         return _gpu(found), _memory(found.hardware_info), shown or None, available
@@ -154,18 +154,18 @@ def _price(price: float, currency: str) -> str:
 
 
 def _gpu(hardware_type: HardwareType) -> str | None:
-    """Return the name of the GPU, if the service sends it."""
+    """Return the GPU's name, if the service sends it."""
     value = hardware_type.hardware_info.get("gpu")
     return value if isinstance(value, str) else None
 
 
 def _memory(hardware_info: Mapping[str, Any]) -> str | None:
-    """Return the memory of the GPUs. None if no field with a clear name and unit has it."""
+    """Return the memory of the GPUs. None unless a field with a clear name and unit contains it."""
     found = set[str]()
     for key, value in hardware_info.items():
         words = {*re.split(r"[\s_./-]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", key).lower())}
         units = words & _MEMORY_UNITS.keys()
-        # "memory" alone may be that of the machine.
+        # "memory" alone may mean the machine's memory.
         is_clear = "vram" in words or ("gpu" in words and bool(words & {"memory", "mem"}))
         if not is_clear or not words - units <= _MEMORY_WORDS or isinstance(value, bool):
             continue

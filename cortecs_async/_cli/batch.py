@@ -1,4 +1,4 @@
-"""`cortecs-async batch`: answer a file of requests on temporary instances."""
+"""`cortecs-async batch`: run a file of requests on temporary instances."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ SOME_REQUESTS_FAILED = 3
 
 _NOTHING = "nothing"
 
-# Tokens per second of one instance, for the estimate. The real speed depends on the model, the hardware and
-# the texts, and is unknown beforehand.
+# Tokens per second of one instance, for the estimate. The real speed depends on the model, the hardware, and
+# the texts, and is not known in advance.
 _SPEEDS = (500, 2_500, 10_000)
 
 _PLAN_ARGUMENTS = (
@@ -161,8 +161,8 @@ async def _batch(options: dict[str, Any], display: BatchDisplay, as_json: bool) 
     """Run the batch, print how it ended, and return the exit code."""
     check_inference_key()
     report: BatchReport | None = None
-    # Including SIGINT: asyncio raises the second Ctrl-C as a KeyboardInterrupt anywhere, even while the last
-    # lines are printed.
+    # Including SIGINT, because asyncio raises the second Ctrl-C as a KeyboardInterrupt anywhere, even while
+    # the last lines are printed.
     async with cancel_on_sigterm(*_signals()):
         try:
             # The reaper is required, because it deletes the instances if this process is killed.
@@ -180,7 +180,7 @@ async def _batch(options: dict[str, Any], display: BatchDisplay, as_json: bool) 
         except BaseException as error:
             _print_early_end(error, report)
             if as_json and report is not None:
-                # A closed standard output must not hide how the batch ended.
+                # A closed standard output must not hide the batch's outcome.
                 with contextlib.suppress(OSError):
                     _print_report(report)
             if isinstance(error, CortecsError):
@@ -204,7 +204,7 @@ def _print_report(report: BatchReport) -> None:
 
 
 def _print_early_end(error: BaseException, report: BatchReport | None) -> None:
-    """Print why the batch ended early, what it did, what is left, and how to continue."""
+    """Print why the batch ended early, its results, the rest, and how to continue."""
     if isinstance(error, CortecsError):
         print_warning(f"Error: {error_text(error)}")
         print_help_lines(error)
@@ -269,7 +269,7 @@ def _continuation(report: BatchReport, error: BaseException) -> str:
         if saved != output and saved.is_file():
             make = "" if output.parent.is_dir() else f"mkdir -p {quote(str(output.parent))} && "
             command = f"{make}mv {quote(str(saved))} {quote(str(output))} && {command}"
-    # A comment, so that it can be pasted.
+    # A comment, so that the line can be pasted.
     return f"{command}  # with the same standard input" if _reads_standard_input() else command
 
 
@@ -281,7 +281,7 @@ def _left_running(report: BatchReport, error: BaseException | None) -> str:
     if report.unreleased:
         ids = " ".join(report.unreleased)
         return f"{ids} MAY STILL BE BILLED. To release: cortecs-async rm --stop {ids}"
-    # An unresolved start has no receipt, but the error, a note or an incident names it.
+    # An unresolved start has no receipt, but the error, a note, or an incident names it.
     is_named = isinstance(error, AmbiguousStartError) or type(error) is CortecsError
     released = [each.instance_id for each in report.receipts]
     unexplained = [each for each in report.incidents if not any(name in each for name in released)]

@@ -15,14 +15,14 @@ from .. import Progress
 from ..types import BatchProgress
 from .output import count, format_money, step_text
 
-# Seconds between two lines where there is no terminal.
+# Seconds between two lines without a terminal.
 _LINE_INTERVAL = 10.0
 
 _BAR_WIDTH = 20
 
 
 class BatchDisplay:
-    """The progress of a batch. This base class shows nothing (for --quiet), and keeps the last progress."""
+    """The progress of a batch. This base class (for --quiet) only keeps the last progress."""
 
     def __init__(self) -> None:
         self.last: BatchProgress | None = None
@@ -41,7 +41,7 @@ class BatchDisplay:
 
 
 class LineDisplay(BatchDisplay):
-    """A line for each change while an instance starts, then one every ten seconds."""
+    """A line for each change while an instance starts, then a line every ten seconds."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class LineDisplay(BatchDisplay):
 
 
 class LiveDisplay(BatchDisplay):
-    """A progress bar for each instance that starts, and one for the answers. Needs a terminal."""
+    """A progress bar for each starting instance and one for the answers. Needs a terminal."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -115,14 +115,14 @@ class LiveDisplay(BatchDisplay):
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration as a clock does: `1:30`, `1:00:00`."""
+    """Format a duration like a clock: `1:30`, `1:00:00`."""
     whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 def format_number(value: float) -> str:
-    """Format a number in few characters: `12.3`, `1,234`, `45.7k`."""
+    """Format a number compactly: `12.3`, `1,234`, `45.7k`."""
     if value < 100:
         return f"{value:.1f}"
     return f"{value:,.0f}" if value < 10_000 else f"{value / 1000:,.1f}k"

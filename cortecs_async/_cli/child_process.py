@@ -1,4 +1,4 @@
-"""The command that `cortecs-async run` runs in the foreground: its terminal, signals and exit code."""
+"""The command that `cortecs-async run` runs in the foreground: its terminal, signals, and exit code."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .process_tree import ProcessTree
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
-# Seconds between SIGTERM and SIGKILL, for a command whose instance is gone and for what a command leaves
-# behind.
+# Seconds between SIGTERM and SIGKILL, for a command whose instance is gone and for processes left behind by a
+# command.
 GRACE_PERIOD = 10.0
 
-# Seconds in which the other processes of a command that has ended may end too, such as a `tee` that still
-# has to write the last lines. Only a process that is left over costs this time.
+# After a command ends, seconds for its other processes to end too, such as a `tee` that still has to write
+# the last lines. The wait happens only if a process is left over.
 _DRAIN_TIME = 5.0
 
 # A terminal sends these to its whole foreground process group, which includes the command. A Python handler
-# cannot see who sent a signal, so in the foreground they are assumed to come from the terminal.
+# cannot tell who sent a signal, so in the foreground they are assumed to come from the terminal.
 _FROM_TERMINAL = frozenset({"SIGINT", "SIGQUIT"})
-# A process that sends these wants the command to end early.
+# The sender of these signals wants an early end.
 _ENDING = frozenset({"SIGTERM", "SIGHUP"})
 _FORWARDED = tuple(
     signal.Signals[name]
@@ -42,15 +42,15 @@ _FORWARDED = tuple(
     if hasattr(signal, name)  # Windows has only two of them
 )
 
-# Without a reaper, which Windows does not have, `run` does not get as far as this.
+# Not reached: Windows has no reaper, so `run` fails earlier.
 _NO_SIGNALS = "Windows has no signals between processes"
 
-# Seconds between two checks of whether the command has ended, where the system does not report that.
+# Seconds between two checks for the command's end, on systems that do not report it.
 _POLL_INTERVAL = 0.05
 
 
 class CannotRunError(Exception):
-    """The command could not be started. `exit_code` is that of a shell."""
+    """The command could not be started. `exit_code` is the same as a shell's."""
 
     def __init__(self, command: str, error: OSError) -> None:
         super().__init__(f"{command}: {error.strerror}")
@@ -66,17 +66,17 @@ def check_command(name: str) -> None:
 
 
 class ChildProcess:
-    """A command that runs no longer than an `async with` block.
+    """A command that runs at most as long as an `async with` block.
 
     `async with ChildProcess(command, env) as child: exit_code = await child.wait()`
 
-    It stays in the process group of this program, so that Ctrl-C, Ctrl-Z and reading from the terminal work
-    as if the shell had started it. Signals that reach this program are forwarded to the command and have no
-    other effect. Entering raises `CannotRunError` if it cannot be started. Leaving ends the command and all
-    its descendants, see `ProcessTree`.
+    The command stays in this program's process group, so that Ctrl-C, Ctrl-Z, and reading from the terminal
+    work as if the shell had started it. Signals that reach this program are forwarded to the command and have
+    no other effect. Entering the block raises `CannotRunError` if the command cannot be started. Leaving the
+    block ends the command and all its descendants (see `ProcessTree`).
 
     Attributes:
-        left_behind: How many processes the command left running, which were ended too.
+        left_behind: The number of processes the command left running. They were ended too.
         unkillable: The ids of processes that could not be ended.
     """
 
@@ -92,14 +92,14 @@ class ChildProcess:
         self.unkillable: tuple[int, ...] = ()
 
     async def __aenter__(self) -> Self:
-        # Handlers first, so that signals that arrive before the command runs are forwarded too. Ignored
-        # signals stay ignored, here and in the command, for example SIGHUP under `nohup`.
+        # Set the handlers first, so that signals that arrive before the command runs are forwarded too.
+        # Ignored signals stay ignored, both here and in the command, for example SIGHUP under `nohup`.
         for number in _FORWARDED:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._old_handlers[number] = signal.signal(number, self._forward)
         self._tree = ProcessTree()
         try:
-            # Not in a thread: if that were cancelled, the command would run without an owner.
+            # Not in a thread, because a cancellation would leave the command running without an owner.
             env = self._tree.mark(self._env)
             self._process = subprocess.Popen(self._command, env=env)  # noqa: ASYNC220, S603
         except OSError as error:
@@ -133,7 +133,7 @@ class ChildProcess:
             self._restore_handlers()
 
     async def wait(self) -> int:
-        """Wait until the command ends. Returns its exit code as in a shell: 128 + n if signal n ended it."""
+        """Wait until the command ends. Return its exit code as a shell does: 128 + n if signal n ended it."""
         assert self._process is not None  # noqa: S101  (for the type checker)
         assert self._tree is not None  # noqa: S101  (for the type checker)
         async with anyio.create_task_group() as tasks:
@@ -143,8 +143,8 @@ class ChildProcess:
         return self._reap()
 
     async def _wait_for_exit(self) -> None:
-        # WNOWAIT does not reap it. Until it is reaped, its process id cannot belong to another process, and
-        # sending it a signal is harmless.
+        # WNOWAIT does not reap the command. Until it is reaped, its process id cannot belong to another
+        # process, and sending a signal to it is harmless.
         assert self._process is not None  # noqa: S101  (for the type checker)
         waitid = getattr(os, "waitid", None)
         if waitid is None:  # macOS before Python 3.13; this reaps it, and `_send` does nothing from then on
@@ -164,7 +164,7 @@ class ChildProcess:
     def _forward(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         has_ended = self._process is not None and self._process.returncode is not None
-        # After the command has ended, a signal can only mean its other processes.
+        # Once the command has ended, a signal can only be meant for its other processes.
         self._must_hurry = self._must_hurry or has_ended or name in _ENDING
         if self._process is None:
             self._pending_signals.append(number)

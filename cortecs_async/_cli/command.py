@@ -1,4 +1,4 @@
-"""How the commands look: their groups, their help, and what they say about names that do not exist."""
+"""The appearance of the commands: their groups, their help, and their messages about unknown names."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .suggestions import did_you_mean, nearest
 
 Rows = Sequence[tuple[str, str]]
 
-# Below this width, the help puts the meaning of an option under its name.
+# Below this width, the help puts an option's description under its name.
 _NARROW = 60
 
-# Commands that people know from other tools.
+# Command names that people know from other tools.
 _OTHER_NAMES = {
     **dict.fromkeys(["list", "ps", "instances", "status"], "ls"),
     **dict.fromkeys(["delete", "del", "remove", "destroy", "terminate"], "rm"),
@@ -41,7 +41,7 @@ _OTHER_NAMES = {
 
 
 class _HelpFormatter(click.HelpFormatter):
-    """Wraps at spaces only, in the width of the terminal. click breaks at hyphens, and assumes 50 columns."""
+    """Wraps only at spaces, in the terminal's width. click breaks at hyphens and assumes 50 columns."""
 
     def __init__(
         self, indent_increment: int = 2, width: int | None = None, max_width: int | None = None
@@ -71,7 +71,7 @@ class _HelpFormatter(click.HelpFormatter):
 
 
 def wrap_example(command: str, width: int) -> list[str]:
-    """Split a command into lines that a shell joins again. No word is broken."""
+    """Split a command into lines that a shell joins again, without breaking a word."""
     lines = wrap(command, width - 2).splitlines() if len(command) > width else [command]
     return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
@@ -81,11 +81,11 @@ class _Context(click.Context):
 
 
 class Command(click.Command):
-    """A command whose help has examples and tables, and that takes the global options.
+    """A command that has examples and tables in its help and accepts the global options.
 
     Args:
         examples: Two commands to copy.
-        tables: More facts for the help, as rows of a name and its meaning, by title.
+        tables: More facts for the help: for each title, rows of a name and its meaning.
     """
 
     context_class = _Context
@@ -99,21 +99,21 @@ class Command(click.Command):
 
     @property
     def summary(self) -> str:
-        """What the command does, in one sentence."""
+        """A one-sentence summary of the command."""
         return " ".join((self.help or "").partition("\n\n")[0].split())
 
     def get_short_help_str(self, limit: int = 45) -> str:
-        """Return the summary, which is never cut."""
+        """Return the summary, which is never truncated."""
         del limit
         return self.summary
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Act on the global options, and run the command."""
+        """Apply the global options and run the command."""
         apply_global_options(ctx)
         return super().invoke(ctx)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete the global options too, which are hidden in the help of a command."""
+        """Complete the global options too, although a command's help hides them."""
         found = super().shell_complete(ctx, incomplete)
         if incomplete.startswith("-"):
             for each in self._global_options:
@@ -124,7 +124,7 @@ class Command(click.Command):
 
     @property
     def _global_options(self) -> list[click.Option]:
-        """The global options that work after this command, and are none of its own."""
+        """Return the global options that work after this command and are not its own."""
         shown = {name for each in self.params if not getattr(each, "hidden", False) for name in each.opts}
         return [each for each in GLOBAL_OPTIONS if each.name != JSON and shown.isdisjoint(each.opts)]
 
@@ -148,7 +148,7 @@ class Command(click.Command):
 def cli_command(
     *, examples: Sequence[str], tables: Mapping[str, Rows] | None = None, cls: type[Command] = Command
 ) -> Callable[[Callable[..., Any]], Command]:
-    """Make a `Command` of a function. Its docstring is the help."""
+    """Turn a function into a `Command`. Its docstring is the help."""
 
     def decorate(function: Callable[..., Any]) -> Command:
         name = function.__name__.rstrip("_")
@@ -161,7 +161,7 @@ class Group(click.Group):
     """The commands, in groups.
 
     Args:
-        groups: The commands by the title of their group.
+        groups: The commands, by the title of their group.
     """
 
     context_class = _Context
@@ -193,14 +193,14 @@ class Group(click.Group):
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        # Ctrl-C where no event loop runs. click itself would exit with 1.
+        # Ctrl-C while no event loop is running. click itself would exit with 1.
         try:
             with wrap_errors():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             exit_interrupted()
         except click.Abort as abort:
-            click.echo(err=True)  # the cursor is still on the line of the question
+            click.echo(err=True)  # the cursor is still on the question's line
             if isinstance(abort.__context__, EOFError):
                 raise click.ClickException("The input ended before the answer.") from None
             exit_interrupted()

@@ -16,7 +16,7 @@ from .output import print_json, sanitize, stdout_console, wrap
 from .runtime import FAILED, run_async
 from .wording import to_command_line
 
-# The packages of each extra. It is installed if they are.
+# The packages in each extra. An extra counts as installed if its packages are.
 _EXTRAS = {
     "openai": ("openai",),
     "aiohttp": ("httpx-aiohttp",),
@@ -49,7 +49,7 @@ def doctor(as_json: bool) -> None:
 
 
 async def _diagnose() -> tuple[Finding, ...]:
-    client = AsyncCortecs()  # not entered, which would raise missing credentials
+    client = AsyncCortecs()  # not entered, because missing credentials would raise an error
     try:
         findings = await client.diagnose()
     finally:
@@ -103,7 +103,7 @@ def _versions() -> dict[str, str]:
 
 
 def _extra_version(name: str) -> str | None:
-    """Return the versions of the packages of an extra. None if one is missing."""
+    """Return the versions of an extra's packages. None if one is missing."""
     try:
         return " + ".join(importlib.metadata.version(package) for package in _EXTRAS[name])
     except importlib.metadata.PackageNotFoundError:

@@ -23,7 +23,7 @@ def _parse_capacity(value: str) -> tuple[str, int]:
 
 
 def _parse_model(value: str) -> tuple[str, str, int]:
-    """Split NAME=HARDWARE:LENGTH; a name alone has no hardware, and the length 0."""
+    """Split NAME=HARDWARE:LENGTH. A name alone has no hardware and the length 0."""
     name, given, config = value.partition("=")
     hardware, _, length = config.partition(":")
     if not given:
@@ -36,7 +36,7 @@ def _parse_model(value: str) -> tuple[str, str, int]:
 def _group_models(
     _context: click.Context, _option: click.Parameter, values: tuple[tuple[str, str, int], ...]
 ) -> dict[str, dict[str, int] | None]:
-    """Collect the hardware of each model; None stands for all hardware."""
+    """Collect the hardware of each model. None means all hardware."""
     models: dict[str, dict[str, int] | None] = {}
     for name, hardware, length in values:
         known = models.get(name, {})

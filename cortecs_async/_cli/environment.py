@@ -26,12 +26,12 @@ logger = logging.getLogger("cortecs_async.cli")
 
 
 def check_inference_key() -> None:
-    """Check that there is an inference API key, before anything is billed.
+    """Check that an inference API key is set before anything is billed.
 
-    Whether the key is valid is known only once an instance answers.
+    Only a running instance can show whether the key is valid.
 
     Raises:
-        ConfigurationError: if there is none, or it cannot be right.
+        ConfigurationError: If there is no key, or it is obviously invalid.
     """
     sources, _ = resolve_sources(client_id=None, client_secret=None, provider=None, profile=None)
     if problem := sources.inference_key_problem():
@@ -39,10 +39,10 @@ def check_inference_key() -> None:
 
 
 def use_profile(name: str) -> None:
-    """Use a profile instead of the variables of the environment.
+    """Use a profile instead of the environment variables.
 
     Raises:
-        click.ClickException: if it cannot be used.
+        click.ClickException: If the profile cannot be used.
     """
     try:
         profile = load_profile(name)
@@ -59,17 +59,17 @@ def use_profile(name: str) -> None:
 
 
 def load_env_file(path: Path | None) -> None:
-    """Set the variables of a .env file that are not set in the environment.
+    """Set the variables from a .env file that are not set in the environment.
 
     Args:
-        path: The file. None for `.env` in the working directory, if there is one. That file sets only
-            credentials, because someone else may have put it there.
+        path: The file. None for `.env` in the working directory, if it exists. From that file, only
+            credentials are set, because any other person or program may have put it there.
 
     Raises:
-        click.ClickException: if a file that was asked for cannot be read.
+        click.ClickException: If a requested file cannot be read.
     """
     try:
-        # Plain files only: reading a named pipe would never end.
+        # Plain files only, because reading a named pipe would never end.
         if path is None and not _DEFAULT_FILE.is_file():
             return
         with _parser_warnings_name(path or _DEFAULT_FILE):
@@ -93,7 +93,7 @@ def load_env_file(path: Path | None) -> None:
 
 @contextmanager
 def _parser_warnings_name(path: Path) -> Generator[None]:
-    """Log the warnings of python-dotenv with the name of the file."""
+    """Log warnings from python-dotenv with the file's name."""
     parser_logger = logging.getLogger("dotenv.main")
 
     def relog(record: logging.LogRecord) -> bool:
@@ -108,14 +108,14 @@ def _parser_warnings_name(path: Path) -> Generator[None]:
 
 
 def _is_allowed(name: str) -> bool:
-    # A file must not set anything else, such as the PATH of the command of `run`.
+    # A file must not set anything else, such as the PATH for the command of `run`.
     return name.startswith("CORTECS_") or name == "OPENAI_API_KEY"
 
 
 def _drop_untrusted(new: dict[str, str]) -> None:
-    """Remove all but credentials and the base URL.
+    """Remove everything except credentials and the base URL.
 
-    The base URL is removed too, unless all secrets that would be sent there are in the file.
+    The base URL is removed too, unless the file contains all secrets that would be sent there.
     """
     others = sorted(new.keys() - {*CREDENTIALS, *INFERENCE_KEYS, _URL})
     for name in others:

@@ -1,4 +1,4 @@
-"""The text of `cortecs-async help` about an error: its docstring, in the width of the terminal."""
+"""The text of `cortecs-async help` for an error: its docstring, wrapped to the terminal's width."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def public_errors() -> Mapping[str, type[CortecsError]]:
 
 
 def find_error(name: str) -> type[CortecsError] | None:
-    """Find an error by its name in upper or lower case, also with its module, or without `Error`."""
+    """Find an error by its name in any case, even with its module or without `Error`."""
     wanted = name.rpartition(".")[2].lower()
     by_name = {each.lower(): error for each, error in public_errors().items()}
     return by_name.get(wanted) or by_name.get(f"{wanted}error")
 
 
 def summary(error: type[CortecsError]) -> str:
-    """Return what happened, in one sentence."""
+    """Return the error's meaning in one sentence."""
     return inspect.cleandoc(error.__doc__ or "").partition("\n")[0]
 
 
 def write_error(error: type[CortecsError], formatter: click.HelpFormatter) -> None:
-    """Write what an error means, and what to do."""
+    """Write an error's meaning, and what to do about it."""
     text, sections = _split(error)
     formatter.write_text(f"{error.__name__}: {text}")
     attributes = {}
@@ -58,7 +58,7 @@ def write_error(error: type[CortecsError], formatter: click.HelpFormatter) -> No
 
 
 def _split(error: type[CortecsError]) -> tuple[str, dict[str, str]]:
-    """Split a docstring into its paragraphs and its sections."""
+    """Split a docstring into its paragraphs and sections."""
     text, *rest = _SECTION.split(_BOLD.sub(r"\1", inspect.cleandoc(error.__doc__ or "")))
     bodies = (f"{textwrap.dedent(each).strip()}\n" for each in rest[1::2])
     return text, dict(zip(rest[::2], bodies, strict=True))

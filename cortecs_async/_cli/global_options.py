@@ -1,7 +1,7 @@
 """The options of `cortecs-async` itself. They work before and after each command.
 
-`GLOBAL_OPTIONS` is the only list of them: `Group` gives a hidden copy to each command, and `apply` acts on
-their values once the command line has been read.
+`GLOBAL_OPTIONS` is the only list of them. `Group` gives a hidden copy to each command, and `apply` applies
+their values once the command line has been parsed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GLOBAL_OPTIONS = (
     click.Option(["--json", JSON], is_flag=True, help="Print the result as JSON."),
 )
 
-# How two values of an option are joined. Of all others, the last one counts.
+# Functions that join two values of an option. For all other options, the last value counts.
 _JOINED: dict[str, Callable[[Any, Any], Any]] = {
     "quiet": lambda before, after: before or after,
     "verbose": lambda before, after: before + after,
@@ -49,21 +49,21 @@ _JOINED: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def accept_global_options(command: click.Command) -> None:
-    """Let a command take the global options that it does not define itself."""
+    """Let a command accept the global options that it does not define itself."""
     own = {name for each in command.params for name in each.opts}
     for option in GLOBAL_OPTIONS:
         if own.isdisjoint(option.opts):
             command.params.append(_after_the_command(option))
     for each in command.params:
         if "--profile" in each.opts:
-            each.type = click.types.convert_type(profile_name)  # also for that of `login`
+            each.type = click.types.convert_type(profile_name)  # even for the one in `login`
 
 
 def apply_global_options(ctx: click.Context) -> None:
-    """Act on the global options of a command line, before its command runs.
+    """Apply the global options of a command line before its command runs.
 
     Raises:
-        click.UsageError: if the command has no --json.
+        click.UsageError: If the command has no --json.
     """
     options = ctx.find_root().params
     if ctx.params.get(JSON):
@@ -75,7 +75,7 @@ def apply_global_options(ctx: click.Context) -> None:
     quiet, verbose = options["quiet"], options["verbose"]
     set_up_logging(-1 if quiet else verbose)
     is_login = ctx.info_name in {"login", "logout"}
-    # What you type at `login` must not go to an address that a `.env` of the working directory names.
+    # Credentials typed at `login` must not go to an address from a `.env` in the working directory.
     if options["env_file"] is not None or not (options["profile"] or is_login):
         load_env_file(options["env_file"])
     if options["profile"] and not is_login:
@@ -85,7 +85,7 @@ def apply_global_options(ctx: click.Context) -> None:
 
 
 def _after_the_command(option: click.Option) -> click.Option:
-    """Return a copy of a global option for a command, which sets it for the whole command line."""
+    """Return a copy of a global option for a command. It sets the option for the whole command line."""
     hidden = copy.copy(option)
     hidden.hidden = True
     hidden.expose_value = False

@@ -11,12 +11,12 @@ from .command import Command, Group, cli_command
 from .error_help import find_error, public_errors, summary, write_error
 from .suggestions import did_you_mean, nearest
 
-# What is meant as the name of a class, not of a command.
+# A name that means a class, not a command.
 _CLASS = re.compile(r"[a-z][A-Z]|(?i:error)$")
 
 
 def _complete(ctx: click.Context, _argument: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the names of commands and errors."""
+    """Complete command and error names."""
     commands = _group(ctx).commands
     known = {name: each.summary if isinstance(each, Command) else "" for name, each in commands.items()}
     known |= {name: summary(each) for name, each in public_errors().items()}

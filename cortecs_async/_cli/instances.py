@@ -1,4 +1,4 @@
-"""`cortecs-async ls`, `show`, `stop` and `rm`: the instances of the account."""
+"""`cortecs-async ls`, `show`, `stop` and `rm`: manage the instances in the account."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from .owners import UNMANAGED, describe_owner
 from .runtime import FAILED, call_api, run_async
 from .suggestions import did_you_mean, nearest
 
-# When there is nothing left to stop, the service rejects a stop with one of these. Which one is undocumented.
+# If there is nothing left to stop, the service rejects a stop with one of these. It is not documented which.
 _REJECTIONS = (BadRequestError, ConflictError, NotFoundError)
 
 _COLUMNS = ("id", "model", "hardware", "workers", "status", "step", "started", "owner", "base url")
 
-# Left out on a narrow terminal, in this order. `show` has them all.
+# Left out on a narrow terminal, in this order. `show` always prints them.
 _OPTIONAL_COLUMNS = ("base url", "started", "step", "workers", "hardware")
 
 logger = logging.getLogger("cortecs_async.cli")
@@ -230,10 +230,10 @@ async def _get_with_owners(
 
 
 def _check_status(status: str) -> None:
-    """Reject a status that no instance has, unless it is a known one.
+    """Reject a status unless it is known or an instance has it.
 
-    The reference names three statuses, and the service may have more: a status that an instance has is
-    always accepted.
+    The API reference names three statuses, but the service may have more, so any status that an instance has
+    is accepted.
     """
     known = (*STATUSES, *sorted(FINAL_STATUSES - {*STATUSES}))
     if status.lower() not in known:
@@ -281,7 +281,7 @@ def _confirm(verb: str, instances: list[Instance], *, yes: bool) -> tuple[str, .
         ):
             print_note("Nothing was changed.")
             sys.exit(FAILED)
-    # Exactly the instances that were listed, not those that were started since.
+    # Exactly the listed instances, not any that were started since then.
     return tuple(instance.instance_id for instance in instances)
 
 
@@ -290,7 +290,7 @@ def _is_terminal() -> bool:
 
 
 def _apply(action: _Action, ids: tuple[str, ...], *, is_left: bool) -> None:
-    """Run an action for all instances, and print a line for each. Exit with 1 if one failed or `is_left`."""
+    """Run an action for all instances and print a line for each. Exit with 1 if one failed or `is_left`."""
     failed, shown = is_left, list[CortecsError]()
     for instance_id, result in run_async(_for_each, ids, action):
         if isinstance(result, CortecsError):
@@ -309,7 +309,7 @@ def _apply(action: _Action, ids: tuple[str, ...], *, is_left: bool) -> None:
 
 
 async def _for_each(ids: tuple[str, ...], action: _Action) -> list[tuple[str, str | CortecsError]]:
-    """Run an action for all instances in parallel. An error of one does not affect the others."""
+    """Run an action for all instances in parallel. An error with one instance does not affect the others."""
     results: dict[str, str | CortecsError] = {}
 
     async def attempt(instance_id: str) -> None:
@@ -365,7 +365,7 @@ async def _remove(
     if instance_id in listed:
         instance = listed[instance_id]
     elif ignore_missing:
-        # One list without it proves nothing: a release reads again until it is certain.
+        # One list without the instance proves nothing. A release reads again until it is certain.
         await client.release(instance_id, teardown_timeout=timeout)
         return "gone"
     else:
@@ -373,7 +373,7 @@ async def _remove(
     if stop_first:
         await client.release(instance_id, teardown_timeout=timeout)
     elif instance is None or has_ended(instance):
-        # If its status cannot be read, the service rejects the delete of an instance that is not stopped.
+        # If its status cannot be read, the service itself rejects deleting a running instance.
         with anyio.move_on_after(timeout):
             await client.instances.delete(instance_id)
             return "deleted"

@@ -32,7 +32,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _NOT_STORED = "Nothing was stored."
 
-# The path of a request for a token. Once that has succeeded, the credentials are right.
+# The path of token requests. Once such a request succeeds, the credentials are valid.
 _TOKEN = "/oauth2/token"  # noqa: S105  (a path)
 
 
@@ -103,7 +103,7 @@ def logout(name: str) -> None:
 
 
 def _ask() -> tuple[str, Secret, Secret]:
-    """Return client id, client secret and inference API key. Others could see the arguments of a process."""
+    """Ask for client id, client secret, and inference API key. Other users could see arguments."""
     if not sys.stdin.isatty():
         try:
             text = sys.stdin.read()
@@ -145,7 +145,7 @@ def _check_values(profile: Profile) -> None:
 
 
 async def _try(profile: Profile, is_sent: bool) -> None:
-    """Check the base URL too. If `is_sent`, request a token with these credentials."""
+    """Check the base URL. If `is_sent`, request a token with these credentials too."""
     client = AsyncCortecs(
         profile.client_id,
         profile.client_secret,

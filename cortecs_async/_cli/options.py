@@ -1,4 +1,4 @@
-"""Options that several commands share: durations, amounts, and the arguments of a start."""
+"""Options shared by several commands: durations, amounts, and the arguments of a start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def duration(value: str) -> float:
-    """Parse a duration, for the `type` of an option. Returns seconds."""
+    """Parse a duration, for the `type` of an option. Return seconds."""
     try:
         seconds = parse_duration(value)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`cortecs-async orphans` and `sweep`: instances that dead processes left behind."""
+"""`cortecs-async orphans` and `sweep`: handle instances that dead processes left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MEANING = {
     "newer": "recorded by another version of cortecs-async; sweep with that version",
 }
 
-# The states of instances that are still billed, or may be, although their process is dead.
+# The states of instances that are, or may be, still billed although their process is dead.
 _REMAINING = frozenset({"found", "unsettled", "ambiguous", "left", "releasing", "newer"})
 
 
@@ -72,7 +72,7 @@ def _run(*, dry_run: bool, as_json: bool, force: bool = False, timeout: float = 
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    """Return whether a record is not the warning that advises to run `sweep`."""
+    """Return whether a record is anything but the warning that advises running `sweep`."""
     return getattr(record, "cortecs_event", "") != "guard.orphans"
 
 

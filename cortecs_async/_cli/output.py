@@ -1,4 +1,4 @@
-"""Output for people and for programs: notes, errors, times, amounts, tables and JSON."""
+"""Output for people and for programs: notes, errors, times, amounts, tables, and JSON."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _GAP = 2
 # Columns of standard output when it is not a terminal, so that no line is wrapped.
 _UNLIMITED = 100_000
 
-# The published reference names "pending", "running" and "stopped". An instance is "stopping" in between.
+# The published reference names "pending", "running", and "stopped". "stopping" comes before "stopped".
 STATUSES = ("pending", "running", "stopping", "stopped")
 
-# The published reference names only "stopped". The others are inferred.
+# The published reference names only "stopped". The other statuses are assumed.
 FINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
 
 
 def sanitize(value: T) -> T:
-    """Replace control characters in a text, or in all texts of a data class, so that a terminal obeys none.
+    """Replace control characters in text, or in all text of a data class, so that a terminal ignores them.
 
-    Line ends stay.
+    Line breaks stay.
     """
     kind: Any = type(value)
     changed: Any = value
@@ -63,7 +63,7 @@ def one_line(value: object) -> str:
 
 
 def wrap(text: str, width: int, indent: str = "", next_indent: str | None = None) -> str:
-    """Wrap a text at spaces. A word that is longer than a line stays whole."""
+    """Wrap a text at spaces. A word longer than a line stays whole."""
     return textwrap.fill(
         text,
         max(width, 1),
@@ -86,7 +86,7 @@ def _terminal_width(stream: TextIO) -> int:
 
 @contextlib.contextmanager
 def wrap_errors() -> Generator[None]:
-    """Wrap the messages of click for a narrow terminal."""
+    """Wrap click's messages for a narrow terminal."""
     try:
         yield
     except click.ClickException as error:
@@ -102,7 +102,7 @@ def format_time(time: float | datetime) -> str:
         return "never"
     try:
         moment = (time if isinstance(time, datetime) else datetime.fromtimestamp(time, UTC)).astimezone()
-    except (ValueError, OverflowError, OSError):  # beyond the range of dates
+    except (ValueError, OverflowError, OSError):  # outside the range of dates
         return "in the far future" if cast("float", time) > 0 else "in the far past"
     return f"{moment:%Y-%m-%d %H:%M:%S %Z}".rstrip()
 
@@ -118,7 +118,7 @@ def count(number: int, noun: str) -> str:
 
 
 def step_text(instance: Instance) -> str | None:
-    """Format the step of a start, by the worker that is furthest. None if the service reports no step."""
+    """Format the step of a start, as reached by the fastest worker. None if the service reports no step."""
     step = Progress(instance=instance, elapsed=0.0).leading
     if not step.num_steps:
         return step.description or None
@@ -126,12 +126,12 @@ def step_text(instance: Instance) -> str | None:
 
 
 def has_ended(instance: Instance) -> bool:
-    """Return whether the instance has stopped or failed. Only a restart brings it back."""
+    """Return whether the instance has stopped or failed. Only a restart makes it run again."""
     return instance.status.lower() in FINAL_STATUSES
 
 
 def error_text(error: CortecsError) -> str:
-    """Format an error with its notes, for the command line; -v adds the response of the service."""
+    """Format an error with its notes for the command line. -v adds the service's response."""
     text = _missing_text(error) if isinstance(error, MissingCredentialsError) else str(error)
     lines = [to_command_line(text)]
     if isinstance(error, APIStatusError) and error.body and is_verbose():
@@ -141,16 +141,16 @@ def error_text(error: CortecsError) -> str:
 
 
 class LibraryError(click.ClickException):
-    """An error of the library, as the message of a command. A last line names the help about it.
+    """A library error, shown as a command's message. The last line names the help for it.
 
     Args:
         error: The error.
-        text: What to print instead of its message.
+        text: The text to print instead of its message.
     """
 
     def __init__(self, error: CortecsError, text: str | None = None) -> None:
         super().__init__(error_text(error) if text is None else text)
-        self._names = help_names(error)  # now, because no command runs anymore when this is shown
+        self._names = help_names(error)  # now, because no command is running when this is shown
 
     def show(self, file: IO[Any] | None = None) -> None:
         super().show(file)
@@ -158,15 +158,15 @@ class LibraryError(click.ClickException):
 
 
 def print_help_lines(*errors: CortecsError) -> None:
-    """Print below the messages of errors how to read more about each class, once."""
+    """Print, below error messages, how to read more about each error class, once per class."""
     _print_help_names(help_names(*errors))
 
 
 def help_names(*errors: CortecsError) -> tuple[str, ...]:
-    """Return the classes of errors to name below their messages. None with --quiet, and for programs."""
+    """Return the error classes to name below the messages. Empty with --quiet, and for programs."""
     if is_quiet() or _has_option(JSON):
         return ()
-    # The base class alone explains nothing.
+    # The help for the base class explains nothing.
     return tuple(dict.fromkeys(type(each).__name__ for each in errors if type(each) is not CortecsError))
 
 
@@ -177,7 +177,7 @@ def _print_help_names(names: Iterable[str]) -> None:
 
 
 def _missing_text(error: MissingCredentialsError) -> str:
-    """Say which credentials are missing. Messages about one of two, or a profile, are used as they are."""
+    """Name the missing credentials. Messages about one of the two, or about a profile, stay as they are."""
     if error.profile or len(error.missing) != 2:
         return str(error)
     variables = " and ".join(f"CORTECS_{name.upper()}" for name in error.missing)
@@ -188,7 +188,7 @@ def _missing_text(error: MissingCredentialsError) -> str:
 
 
 def stdout_console() -> Console:
-    """Return a console for standard output. Off a terminal it has no colors and never wraps a line."""
+    """Return a console for standard output. Without a terminal, it has no colors and does not wrap."""
     is_terminal = sys.stdout.isatty()
     return Console(highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else _UNLIMITED)
 
@@ -206,7 +206,7 @@ def best_effort(stream: TextIO) -> IO[str]:
 class _BestEffortStream:
     """A stream that ignores write errors.
 
-    Closing the terminal window or the other end of a pipe must not end what reports there, such as a lease.
+    Closing the terminal window or the other end of a pipe must not end work in progress, such as a lease.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -239,13 +239,13 @@ def _has_option(name: str) -> bool:
 
 
 def print_note(text: str) -> None:
-    """Print a line on standard error, unless --quiet was given."""
+    """Print a line on standard error, unless --quiet is set."""
     if not is_quiet():
         print_warning(text)
 
 
 def print_warning(text: str) -> None:
-    """Print a line on standard error, even with --quiet: a failure, or an instance that is still billed."""
+    """Print a line on standard error, even with --quiet, about a failure or an instance still billed."""
     # If the terminal has disappeared, the release must still continue.
     with contextlib.suppress(OSError):
         click.echo(wrap_for_stderr(sanitize(text)), err=True)
@@ -253,14 +253,14 @@ def print_warning(text: str) -> None:
 
 def print_nothing_left(cancelled: BaseException) -> None:
     """Print that a cancelled start left no instance behind, if that is so."""
-    # A failed release is noted on the cancellation, and is in the log already.
+    # A failed release is a note on the cancellation and already in the log.
     if not hasattr(cancelled, "__notes__"):
         print_note("No instance was left behind.")
 
 
 @contextlib.contextmanager
 def start_progress() -> Generator[Callable[[Progress], None] | None]:
-    """Show the progress of a start on standard error. Yields an `on_progress`; None with --quiet."""
+    """Show the progress of a start on standard error. Yields an `on_progress`, or None with --quiet."""
     if is_quiet():
         yield None
         return
@@ -273,7 +273,7 @@ def print_json(value: object) -> None:
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """Return data classes and plain values as JSON in which control characters are escaped."""
+    """Return data classes and plain values as JSON with escaped control characters."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, default=_to_plain)
     return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
@@ -287,19 +287,19 @@ def _to_plain(value: Any) -> object:
 
 
 def _iso_time(time: object) -> object:
-    """Return a Unix timestamp as the service writes its times: ISO 8601 with the offset from UTC."""
+    """Return a Unix timestamp in the service's format: ISO 8601 with the offset from UTC."""
     if not isinstance(time, (int, float)):
         return time
     try:
         return datetime.fromtimestamp(time, UTC)
-    except (ValueError, OverflowError, OSError):  # beyond the range of dates
+    except (ValueError, OverflowError, OSError):  # outside the range of dates
         return time
 
 
 def print_facts(facts: Iterable[tuple[str, object]], *, err: bool = False) -> None:
-    """Print names and values, one pair a line, wrapped on a terminal. Leaves out None and empty texts.
+    """Print names and values, one pair per line, wrapped on a terminal. Leave out None and empty text.
 
-    With `err`, print them on standard error, and ignore that it cannot be written.
+    With `err`, print them on standard error and ignore write errors.
     """
     shown = [(name, one_line(value)) for name, value in facts if value not in {None, ""}]
     width = max(len(name) for name, _ in shown)
@@ -340,14 +340,14 @@ def make_table(
     optional: Sequence[str] = (),
     wrapped: Sequence[str] = (),
 ) -> Table:
-    """Make a table. None becomes a dash. No word is broken, unless it is longer than a line.
+    """Make a table. None becomes a dash. Only words longer than a line are broken.
 
     Args:
-        width: The widest that the table may be, in characters.
+        width: The maximum width of the table in characters.
         columns: The headings.
         rows: The cells.
         optional: Columns to leave out, in this order, until the others fit.
-        wrapped: Columns whose cells may then take several lines. If the others do not fit even so, each row
+        wrapped: Columns whose cells can then wrap to several lines. If the others still do not fit, each row
             becomes several lines with one cell each.
     """
     # As Text, so that markup from the service, such as [red], has no effect.
@@ -384,7 +384,7 @@ def make_table(
 
 
 def _stack(width: int, columns: Sequence[str], rows: Iterable[Mapping[str, Text]]) -> Table:
-    """Make a table of one column, for rows that are wider than the terminal: one cell per line."""
+    """Make a table of one column, with one cell per line, for rows wider than the terminal."""
     table = Table(Column(overflow="fold"), box=None, pad_edge=False, show_header=False, width=width)
     for row in rows:
         first, *others = columns

@@ -1,4 +1,4 @@
-"""Who owns an instance, in plain words."""
+"""Describe the owner of an instance in plain words."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..types import Owner
 from .output import format_time
 from .process_tree import command_line_of
 
-# No journal on this machine names its owner: it was started by a plain request, by hand, or elsewhere.
+# No journal on this machine names the owner: a plain request, a person, or another machine started it.
 UNMANAGED = "unmanaged"
 
-# Options of Python that take a value as the next word.
+# Python options that take a value as the next word.
 _PYTHON_VALUES = {"-W", "-X"}
 
 
@@ -45,9 +45,9 @@ def short_owner_words(owner: Owner | None) -> str:
 
 
 def program_name(command_line: tuple[str, ...]) -> str:
-    """Return the name of a program, and for Python that of the script or module.
+    """Return a program's name, or for Python the name of the script or module.
 
-    Nothing else of its command line, which may contain secrets.
+    The rest of the command line is left out, because it may contain secrets.
     """
     if not command_line:
         return ""

@@ -1,4 +1,4 @@
-"""The processes that descend from a command, so that `cortecs-async run` leaves none of them behind."""
+"""The processes that descend from a command, so that `cortecs-async run` does not leave any behind."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _HAS_PROC = Path("/proc/self/stat").is_file()  # Linux
 
 _PR_SET_CHILD_SUBREAPER = 36  # of Linux
 
-# Seconds after SIGKILL in which a process ends, unless it hangs in the kernel or belongs to another user.
+# Seconds after SIGKILL for a process to end. It may hang in the kernel or belong to another user.
 _KILL_TIME = 5.0
 
-# Seconds between two reaps of adopted processes that have ended.
+# Seconds between two reaps of ended adopted processes.
 _REAP_INTERVAL = 5.0
 
 # The environment variable with the tokens of the `run` commands that a process belongs to.
 _TOKENS = "CORTECS_RUN"
 
-# Where /proc/PID/stat has the start of a process, counted from after its name.
+# The position of a process's start time in /proc/PID/stat, counted from after its name.
 _START_FIELD = 19
 
-# In the command lines of processes that work for this package, and outlive the program that started them:
+# Texts in the command lines of helper processes of this package that outlive the program that started them:
 # the reapers, which release instances, and the owners of shared instances.
 _HELPERS = (
     "from cortecs_async._recovery.reaper import",
@@ -42,22 +42,22 @@ _HELPERS = (
 @frozen
 class _Process:
     pid: int
-    start: str  # the time, in any form: a process id is used again
+    start: str  # the time, in any form: because process ids are reused
     parent: int = field(eq=False)
     is_zombie: bool = field(default=False, eq=False)
 
 
 class ProcessTree:
-    """The processes of a command: its descendants, and those of them that this process has adopted.
+    """The processes of a command: its descendants, including the ones that this process has adopted.
 
     On Linux, this process adopts descendants whose parents end, such as daemons. As the first process of a
-    container, or with children from before the command, it also gets the orphans of other programs. Then it
-    tells them apart by a random token in the environment of the command, which its descendants inherit.
-    Elsewhere, a process whose parent has ended is not found. The reapers of this package, and the owners of
-    shared instances, never belong to the tree: an instance may depend on them.
+    container, or with children from before the command, it also adopts the orphans of other programs. It then
+    recognizes the command's descendants by a random token in their environment, which they inherit from the
+    command. On other systems, a process whose parent has ended is not found. The reapers of this package and
+    the owners of shared instances never belong to the tree, because an instance may depend on them.
 
     Attributes:
-        left_behind: How many processes got SIGTERM.
+        left_behind: The number of processes that got SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class ProcessTree:
         _adopt_orphans(enabled=True)
 
     def mark(self, env: Mapping[str, str]) -> dict[str, str]:
-        """Return an environment for the command. In a command of another `run`, it has both tokens."""
+        """Return an environment for the command. Under another `run`, it contains both tokens."""
         return {**env, _TOKENS: f"{env.get(_TOKENS, '')} {self._token}".strip()}
 
     def add(self, command: int) -> None:
@@ -99,38 +99,38 @@ class ProcessTree:
             if each not in found and not each.is_zombie and not _is_helper(each.pid):
                 found[each] = None
                 roots.extend(children.get(each.pid, []))
-        # They stay in the tree if their parents end, even if they overwrite their environment.
+        # They stay in the tree if their parents end, even after they overwrite their environment.
         self._known = {*found}
         return [*found]
 
     def _is_adopted(self, pid: int) -> bool:
         """Return whether a child of this process descends from the command."""
-        # The environment of a setuid program, or of one that protects its memory, cannot be read.
+        # The environment of a setuid program, or of a program that protects its memory, cannot be read.
         return pid not in self._others and (not self._adopts_foreign or self._has_token(pid))
 
     def _has_token(self, pid: int) -> bool:
-        with contextlib.suppress(OSError):  # that of another user cannot be read
+        with contextlib.suppress(OSError):  # another user's environment cannot be read
             for _ in range(3):
                 if environment := Path(f"/proc/{pid}/environ").read_bytes():
                     return self._token.encode() in environment
-                time.sleep(0.001)  # it is empty for a moment while a process becomes another program
+                time.sleep(0.001)  # it is briefly empty while a process becomes another program
         return False
 
     async def end(
         self, grace_period: float, *, delay: float = 0.0, is_urgent: Callable[[], bool] = lambda: False
     ) -> tuple[int, ...]:
-        """Send SIGTERM to all processes, and SIGKILL to those still running after the grace period.
+        """Send SIGTERM to all processes, and SIGKILL to any still running after the grace period.
 
         Args:
-            grace_period: Seconds between the two.
-            delay: Seconds before SIGTERM, in which they can end by themselves.
-            is_urgent: Whether the rest of the delay is to be skipped.
+            grace_period: Seconds between the two signals.
+            delay: Seconds before SIGTERM in which they can end by themselves.
+            is_urgent: Whether to skip the rest of the delay.
 
         Returns:
-            The ids of processes that could not be ended, such as those of another user.
+            The ids of processes that could not be ended, such as another user's.
         """
         if sys.platform == "win32":
-            return ()  # without a reaper, `run` starts no command
+            return ()  # without a reaper, `run` does not start a command
         terminate_at = time.monotonic() + delay
         terminated = set[_Process]()
         pause = 0.005
@@ -142,7 +142,7 @@ class ProcessTree:
             if now >= kill_at + _KILL_TIME:
                 return tuple(each.pid for each in left)
             if now >= terminate_at and not self.left_behind:
-                self.left_behind = len(left)  # not those that they start in reply
+                self.left_behind = len(left)  # not any that they start in reply
             for each in left:
                 if now >= kill_at:
                     _send(each, signal.SIGKILL)
@@ -155,7 +155,7 @@ class ProcessTree:
         return ()
 
     async def reap_regularly(self, command: int) -> None:
-        """Reap the adopted processes that end, until cancelled. They would fill the process table.
+        """Reap ended adopted processes until cancelled. Otherwise, they would fill the process table.
 
         Args:
             command: The id of the process that the caller reaps itself.
@@ -167,7 +167,7 @@ class ProcessTree:
             await anyio.sleep(_REAP_INTERVAL)
 
     def reap(self, command: int) -> None:
-        """Reap the adopted processes that have ended."""
+        """Reap ended adopted processes."""
         if not _HAS_PROC or sys.platform == "win32":
             return  # nothing was adopted
         kept = {*self._others, command}
@@ -178,13 +178,13 @@ class ProcessTree:
 
 
 def _send(process: _Process, *numbers: int) -> None:
-    """Send signals to a process, unless its id belongs to another one meanwhile."""
+    """Send signals to a process, unless its id now belongs to another process."""
     descriptor = None
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # an old kernel
             descriptor = os.pidfd_open(process.pid)
     try:
-        # The descriptor stays with one process: this one, if it still exists now.
+        # The descriptor always means the same process: this one, if it still exists now.
         if _HAS_PROC and _linux_process(process.pid) != process:
             return
         for number in numbers:
@@ -222,10 +222,10 @@ def _processes() -> Iterator[_Process]:
 
 
 def _linux_process(pid: int) -> _Process | None:
-    """Return a process of Linux. None if there is no such process."""
-    # It may end while it is read.
+    """Return a Linux process. None if it does not exist."""
+    # The process may end during the read.
     with contextlib.suppress(OSError, ValueError, IndexError):
-        # The name of the program, in parentheses, may contain anything.
+        # The program's name, in parentheses, can contain any characters.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return _Process(pid, fields[_START_FIELD], int(fields[1]), fields[0] in {"Z", "X"})
     return None

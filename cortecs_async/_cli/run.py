@@ -1,4 +1,4 @@
-"""`cortecs-async run`: an instance for as long as a command runs."""
+"""`cortecs-async run`: lease an instance for as long as a command runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _HARDWARE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 
 
 class _RunCommand(Command):
-    """Splits off the command that the lease is for. click would read its options."""
+    """Splits off the user's command. Otherwise, click would parse its options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own, command = self._split(ctx, args)
@@ -52,11 +52,11 @@ class _RunCommand(Command):
         return rest
 
     def _split(self, ctx: click.Context, args: list[str]) -> tuple[list[str], list[str]]:
-        """Split the arguments into those of `run` and the command.
+        """Split the arguments into the arguments of `run` and the command.
 
-        The command begins after `--`, or else with the second word that is neither an option nor the value
-        of one. A word is the hardware, though, if `--` comes next, or if it looks like hardware and is not
-        the name of a program.
+        The command begins after `--`. Without `--`, it begins with the second word that is neither an option
+        nor an option's value. However, a word is the hardware if `--` comes next, or if it looks like
+        hardware and is not the name of a program.
         """
         words = self._words(ctx, args)
         if len(words) < 2:
@@ -98,7 +98,7 @@ class _RunCommand(Command):
 
 
 def _at_separator(args: list[str], end: int, start: int = 0) -> tuple[list[str], list[str]]:
-    """Split at the first `--` after `start`, which is dropped; or else at `end`."""
+    """Split at the first `--` after `start`, which is dropped. If there is none, split at `end`."""
     if "--" in args[start:]:
         at = args.index("--", start)
         return args[:at], args[at + 1 :]
@@ -198,13 +198,13 @@ async def _run(command: list[str], model: str, hardware: str | None, options: di
 
 
 def _print_receipt(lease: InstanceLease | None, exit_code: int) -> None:
-    # With --verbose the log has it, unless the release failed.
+    # With --verbose, the log contains it, unless the release failed.
     if lease is not None and (exit_code == LEASE_FAILED or not is_verbose()):
         print_note(f"{lease.instance_id}: {lease.receipt}")
 
 
 async def _run_command(command: list[str], lease: InstanceLease) -> int:
-    if not is_verbose():  # with --verbose the log has it
+    if not is_verbose():  # with --verbose, the log contains it
         print_note(f"{lease.instance_id} is running at {lease.base_url}")
     child = ChildProcess(command, _environment(lease))
     try:
@@ -224,7 +224,7 @@ async def _run_command(command: list[str], lease: InstanceLease) -> int:
 
 
 def _environment(lease: InstanceLease) -> dict[str, str]:
-    """Return the environment of the command, with the variables for inference and without credentials."""
+    """Return the environment of the command, with the inference variables and without credentials."""
     endpoint = lease.openai_kwargs()
     return {
         **{

@@ -1,4 +1,4 @@
-"""How commands run: logging, event loop, exit codes, signals, and optional packages."""
+"""The runtime of the commands: logging, event loop, exit codes, signals, and optional packages."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _ARGUMENTS = "cortecs_async.arguments"
 
 
 def set_up_logging(verbosity: int) -> None:
-    """Show the log on standard error: -1 critical messages only, 0 warnings, 1 info, 2 every request."""
+    """Show the log on standard error. -1: only critical messages, 0: warnings, 1: info, 2: all requests."""
     level = {-1: logging.CRITICAL, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     logger = logging.getLogger("cortecs_async")
     logger.handlers[:] = [_StderrHandler()]
     logger.setLevel(level)
     logger.propagate = False
-    # Even --quiet shows that no reaper is there to release instances.
+    # Even --quiet shows a warning if there is no reaper to release instances.
     logging.getLogger("cortecs_async.guard").setLevel(logging.WARNING if verbosity < 0 else logging.NOTSET)
 
 
@@ -81,7 +81,7 @@ def run_async(main: Callable[..., Awaitable[T]], *args: Any) -> T:
 
 
 def call_api(request: Callable[[AsyncCortecs], Awaitable[T]], *, anonymous: bool = False) -> T:
-    """Send a request that starts nothing, and return its result."""
+    """Send a request that does not start an instance, and return its result."""
 
     async def main() -> T:
         async with AsyncCortecs(guard="off", anonymous=anonymous) as client:
@@ -116,14 +116,14 @@ def command_line(*more: str, without: str = "") -> str:
 
 
 def program() -> str:
-    """Return the words with which a shell runs this program again."""
+    """Return the words that make a shell run this program again."""
     if Path(sys.argv[0]).parts[-2:] == ("cortecs_async", "__main__.py"):
         return f"{quote(sys.orig_argv[0])} -m cortecs_async"
     return quote(_script())
 
 
 def _script() -> str:
-    """Return the name by which a shell finds this program: its path, if it is not on PATH."""
+    """Return the name with which a shell finds this program, or its path if it is not on PATH."""
     path = Path(sys.argv[0])
     found = shutil.which("cortecs-async")
     is_script = path.name == "cortecs-async" and path.is_file()
@@ -131,7 +131,7 @@ def _script() -> str:
 
 
 def quote(text: str) -> str:
-    """Return a word for a shell. What cannot be printed is escaped, as bash, ksh and zsh read it."""
+    """Quote a word for a shell. Unprintable characters are escaped for bash, ksh, and zsh."""
     if text.isprintable():
         return shlex.quote(text)
     escaped = "".join(f"\\x{each:02x}" for each in os.fsencode(text))
@@ -139,7 +139,7 @@ def quote(text: str) -> str:
 
 
 def termination_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals for `cancel_on_sigterm`. Leaves out SIGHUP when it is ignored, as under `nohup`."""
+    """Return the signals for `cancel_on_sigterm`. SIGHUP is left out if it is ignored, as under `nohup`."""
     if sys.platform == "win32":
         return (signal.SIGTERM,)
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

@@ -1,4 +1,4 @@
-"""`cortecs-async start` and `restart`: instances that keep running after the command."""
+"""`cortecs-async start` and `restart`: start instances that keep running after the command."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def restart(instance_id: str, wait: bool, timeout: float | None, as_json: bool) 
 
 
 def _wait_timeout(wait: bool, timeout: float | None) -> float | None:
-    """Return how many seconds to wait until the instance is running. None for not at all."""
+    """Return the seconds to wait until the instance is running. None to not wait."""
     if timeout is not None and not wait:
         raise click.UsageError("--start-timeout needs --wait.")
     return (timeout or _DEFAULT_TIMEOUT) if wait else None
@@ -124,7 +124,7 @@ async def _restart(instance_id: str, timeout: float | None, as_json: bool) -> No
 
 
 async def _report(client: AsyncCortecs, instance: Instance, timeout: float | None, *, as_json: bool) -> None:
-    """Print the started instance, and wait until it is running if there is a timeout."""
+    """Print the started instance. If there is a timeout, wait until the instance is running."""
     instance_id = instance.instance_id
     print_note(
         f"{instance_id} is billed until you stop it: cortecs-async stop {instance_id}\n"
@@ -161,7 +161,7 @@ async def _acquire(
                     *(model, hardware),
                     start_timeout=timeout,
                     on_progress=on_progress,
-                    require_key=False,  # this command sends nothing to the instance
+                    require_key=False,  # this command does not send requests to the instance
                     **options,
                 )
         except anyio.get_cancelled_exc_class() as cancelled:
@@ -183,6 +183,6 @@ def _print(started: Instance | InstanceHandle, *, as_json: bool) -> None:
         else:
             click.echo(sanitize(started.instance_id))
     except OSError:
-        # A full disk or a closed pipe. Without the id, the user could not stop the instance.
+        # The disk is full or the pipe is closed. Without the id, the user could not stop the instance.
         print_warning(f"{started.instance_id} is billed until you stop it.")
         raise

@@ -7,12 +7,12 @@ from difflib import SequenceMatcher
 
 from .. import _hints
 
-# Minimum similarity (0 to 1), and the largest distance from the best match.
+# Minimum similarity (0 to 1), and maximum distance from the best match.
 _LEAST, _WORSE = 0.6, 0.1
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that are most like a name, the best first. Upper and lower case are alike."""
+    """Return the known names most similar to a name, best first. Case is ignored."""
     likeness = {each: SequenceMatcher(None, name.lower(), each.lower()).ratio() for each in known}
     best = max(likeness.values(), default=0.0)
     similar = [each for each, value in likeness.items() if value >= max(_LEAST, best - _WORSE)]

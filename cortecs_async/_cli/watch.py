@@ -1,4 +1,4 @@
-"""`cortecs-async watch`: the changes of instances, as they happen."""
+"""`cortecs-async watch`: show changes of instances as they happen."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _OPTIONAL_COLUMNS = ("base url", "model")
 @define(kw_only=True)
 class _Change:
     instance_id: str
-    elapsed: float  # seconds since the watch began
+    elapsed: float  # seconds since the watch started
     instance: Instance | None = None  # None if it does not exist
-    error: CortecsError | None = None  # why it cannot be watched
+    error: CortecsError | None = None  # the reason why it cannot be watched
     is_last: bool = False
 
     @property
@@ -86,9 +86,9 @@ async def _watch(
     until_running: bool,
     display: AbstractContextManager[_Show],
 ) -> bool:
-    """Watch instances. Returns whether all went well."""
+    """Watch instances. Return whether all went well."""
     async with AsyncCortecs(guard="off") as client:
-        # Even if ids are given, so that an unreachable service is an error immediately.
+        # Even with ids, so that an unreachable service is reported immediately.
         listed = await client.instances.list()
         chosen = ids or tuple(instance.instance_id for instance in listed)
         if not chosen:
@@ -109,7 +109,7 @@ class _Watcher:
         self._began = time.monotonic()
         self._tasks = anyio.create_task_group()
         self._output_error: OSError | None = None
-        self._latest: dict[str, Instance | None] = {}  # of the instances that are still watched
+        self._latest: dict[str, Instance | None] = {}  # of the instances still being watched
         self.failed = False
         self.errors: list[CortecsError] = []
 
@@ -120,7 +120,7 @@ class _Watcher:
                 for instance_id in self._latest:
                     self._tasks.start_soon(self._watch, instance_id)
         if self._output_error is not None:
-            raise self._output_error  # outside the group: click handles a closed pipe
+            raise self._output_error  # outside the group, because click handles a closed pipe
         for instance_id, instance in list(self._latest.items()):
             status = "its status is not yet known" if instance is None else f"it is still {instance.status}"
             error = CortecsError(f"timed out after {timeout:g} s; {status}.")
@@ -191,7 +191,7 @@ class _LiveTable(AbstractContextManager[_Show]):
         self._began = time.monotonic()
         self._changes: dict[str, _Change] = {}
         self._models: dict[str, str] = {}
-        # Redraws regularly, so that the elapsed time advances between changes.
+        # Redraws regularly, so that the elapsed time keeps advancing between changes.
         self._console = stdout_console()
         self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=4)
 
@@ -213,7 +213,7 @@ class _LiveTable(AbstractContextManager[_Show]):
 
     def _table(self) -> Table:
         rows = map(self._row, list(self._changes.values()))
-        # Leaves room for the ^C that a terminal echoes after the last line. Wrapped, it breaks the display.
+        # Leave room for the ^C that a terminal echoes after the last line. If it wraps, the display breaks.
         return make_table(
             self._console.width - 2, _COLUMNS, rows, optional=_OPTIONAL_COLUMNS, wrapped=("step",)
         )

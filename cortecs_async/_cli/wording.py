@@ -1,14 +1,14 @@
-"""Say in the words of the command line what the library says in those of Python.
+"""Translate library messages from Python terms into command-line terms.
 
-The errors, hints and log lines of the library name arguments and methods. A command has options, variables
-and other commands instead. One table translates all of them, so that the library has each text only once.
+The library's errors, hints, and log lines name arguments and methods. A command has options, variables, and
+other commands instead. One table translates all of them, so the library needs each text only once.
 """
 
 from __future__ import annotations
 
 import re
 
-# Arguments of the library that are options here.
+# Library arguments that are options here.
 _OPTIONS = {
     "num_workers": "--workers",
     **{
@@ -20,11 +20,11 @@ _OPTIONS = {
     },
 }
 
-# In this order.
+# Applied in this order.
 _PHRASES: tuple[tuple[str, str], ...] = (
     # A value follows an option after a space.
     *((rf"(?<![\w./'\"-]){name}=(?=[\d.])", f"{option} ") for name, option in _OPTIONS.items()),
-    # Where a text has both words, only ours is left.
+    # If a text has both terms, only ours is left.
     (r"client_id and client_secret \((CORTECS_CLIENT_ID), (CORTECS_CLIENT_SECRET)\)", r"\1 and \2"),
     (r"\w+(?:=\w+)? \((CORTECS_\w+|--[\w-]+)\)", r"\1"),
     (r"\w+= or (?=CORTECS_)", ""),
@@ -50,9 +50,9 @@ _PHRASES: tuple[tuple[str, str], ...] = (
     (r"client\.user\.balance\(\)", "`cortecs-async balance`"),
 )
 
-# These are translated as whole words, and not in a path or in quotes, where they are the user's.
+# Translated as whole words, but not in a path or in quotes, where they come from the user.
 _ARGUMENTS: tuple[tuple[str, str], ...] = (
-    # Only where the client checks them: the service uses these names too.
+    # Only where the client checks them, because the service uses these names too.
     (r"client_id(?= (?:must|contains|is)\b|:| and client_secret)", "CORTECS_CLIENT_ID"),
     (r"client_secret(?= (?:must|contains|is|are)\b|:)", "CORTECS_CLIENT_SECRET"),
     ("api_base_url", "CORTECS_API_BASE_URL"),
@@ -68,7 +68,7 @@ _PATTERNS = (
 
 
 def to_command_line(text: str) -> str:
-    """Return a text of the library in the words of the command line."""
+    """Return a library text in command-line terms."""
     for pattern, ours in _PATTERNS:
         text = pattern.sub(ours, text)
     return text

@@ -1,1 +1,1 @@
-"""What outlives the process: promises in a journal, the reaper, and sweep."""
+"""Recovery after a process dies: promises in a journal, the reaper, and sweep."""

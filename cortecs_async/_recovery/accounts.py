@@ -1,8 +1,8 @@
-"""The accounts of the reaper: what it needs to send the requests of a client after the client's death.
+"""The reaper's accounts: the data it needs to send a client's requests after the client's death.
 
-The parent describes an account to its reaper when it has the credentials. The description includes the
-proxies and certificates that the client uses: later, the parent may change its environment or its working
-directory, and the reaper must still use the same.
+The parent describes an account to its reaper once it has the credentials. The description includes the
+client's proxies and certificates, because the parent may later change its environment or its working
+directory, and the reaper must still use the same ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .._environment import Environment
 from .._secrets import Credentials, Secret
 from .records import Record
 
-# Seconds for one request of the reaper.
+# Seconds for one request from the reaper.
 _MAX_REQUEST_TIMEOUT = 30.0
 
 
@@ -35,7 +35,7 @@ def describe(settings: Settings, credentials: Credentials) -> Secret:
 
 
 def with_network_of(sealed: Secret, proven: Secret) -> Secret:
-    """Return a description with the credentials of `sealed`, and all else from `proven`."""
+    """Return a description with the credentials of `sealed`, and everything else from `proven`."""
     credentials = {name: json.loads(sealed.reveal())[name] for name in ("client_id", "client_secret")}
     return Secret(json.dumps({**json.loads(proven.reveal()), **credentials}))
 

@@ -1,11 +1,11 @@
-"""Claims: which instances other processes own, or may be starting, according to their journals.
+"""Claims: instances that other processes own, or may be starting, according to their journals.
 
-The search for the instance of an unresolved start uses this: `promises` for a lease, `recover` for a dead
-process. An instance that another process claims is never taken.
+The search for the instance of an unresolved start uses claims: `promises` searches for a lease, and `recover`
+for a dead process. An instance claimed by another process is never taken.
 
-A list and the journals cannot be read at the same moment. So the claims are read both before and after the
-list, and those of both readings count. Then the decision is made and recorded while this process holds the
-lock that all processes with this state directory share: see `locks.decision_lock`.
+The list and the journals cannot be read at the same moment. So the claims are read both before and after the
+list, and the claims from both readings count. Then the decision is made and recorded under the lock that all
+processes with this state directory share (see `locks.decision_lock`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class ForeignClaims:
     """The instances and starts of other processes and clients.
 
     Attributes:
-        ids: Instances that they own or owned.
-        ambiguous_ids: Candidates of their ambiguous starts. No process takes these.
-        in_progress: Starts of living processes that have no response yet.
-        unresolved: Starts whose outcome is unknown. Their processes, or the reapers of these, search for the
-            instances.
+        ids: Instances that the other processes own or owned.
+        ambiguous_ids: Candidates of ambiguous starts. No process takes these.
+        in_progress: Starts by living processes that do not have a response yet.
+        unresolved: Starts whose outcome is unknown. Their processes, or the reapers of these
+            processes, search for the instances.
     """
 
     ids: set[str] = field(factory=set)
@@ -40,7 +40,7 @@ class ForeignClaims:
     def with_earlier(self, earlier: ForeignClaims) -> ForeignClaims:
         """Return these claims plus the instances that were claimed `earlier`, before the list was read.
 
-        Such an instance may have been deleted, and its promise closed, after the list showed it.
+        In the meantime, such an instance may have been deleted and its promise closed.
         """
         return evolve(
             self, ids=self.ids | earlier.ids, ambiguous_ids=self.ambiguous_ids | earlier.ambiguous_ids
@@ -56,8 +56,8 @@ class ForeignClaims:
     ) -> Outcome:
         """Return the outcome of `match_start` for the instances that are not claimed.
 
-        `own` are other unresolved starts of the caller. If no instance is left for the start, but it can have
-        created a candidate of an ambiguous start, its outcome is ambiguous too.
+        `own` are other unresolved starts of the caller. If no instance is left for the start, but it could
+        have created a candidate of an ambiguous start, its outcome is ambiguous too.
         """
         candidates = [
             each
@@ -88,10 +88,10 @@ class ForeignClaims:
 def collect_foreign_claims(
     api: str, states: Iterable[tuple[JournalState, Container[str | None]]]
 ) -> ForeignClaims:
-    """Return the claims of other promises on instances of the service at `api`.
+    """Return the claims of other promises to instances of the service at `api`.
 
-    The accounts may differ: two accounts may be one under two client ids. Each state comes with the keys of
-    the promises that the caller decides about. These are left out.
+    The accounts may differ, because two accounts may be one account under two client ids. Each state comes
+    with the keys of the promises that the caller decides about. These are left out.
     """
     claims = ForeignClaims()
     for state, own_keys in states:
@@ -121,5 +121,5 @@ def unresolved_start_of(state: JournalState, promise: Promise) -> UnresolvedStar
         account=promise.account,
         order=(False, promise.at, f"{state.owner.get('id')}{promise.key}"),
     )
-    # No lease waits for it any more.
+    # No lease is waiting for it any longer.
     return start.as_last() if state.is_orphaned or promise.abandoned else start

@@ -1,8 +1,8 @@
-"""The journals on which a sweep works: those whose process is dead.
+"""The journals for a sweep to work on: the ones whose process is dead.
 
-A free lock means that both the process and its reaper are dead, or that the reaper unlocked it. If the lock
-is taken, the journal says by whom: the reaper of a dead process records that it has taken over. Until then,
-the process lives, and a sweep takes only the promises that the process gave up on.
+A free lock means that both the process and its reaper are dead, or that the reaper unlocked the journal. If
+the lock is taken, the journal shows by whom: the reaper of a dead process records that it has taken over.
+Until that record appears, the process lives, and a sweep takes only the promises that the process gave up on.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _ORPHANED: Record = {"kind": "ORPHANED"}
 
 @frozen(eq=False)
 class DeadJournal:
-    """The journal of a dead process, or, of a living process, the promises that it gave up on.
+    """The journal of a dead process, or the promises that a living process gave up on.
 
     Attributes:
         report: Adds a record to the state and the file.
-        is_whole: Whether the state has all promises of the file.
+        is_whole: Whether the state contains all promises in the file.
     """
 
     path: Path
@@ -52,9 +52,9 @@ class DeadJournals:
     `own_id` is the id of this process in its own journal, or None.
 
     Attributes:
-        found: Those to sweep: locked, except in a dry run or if their reaper has the lock.
-        in_progress: Those that a reaper is working on, and that the sweep only reports.
-        newer: The states of those that have another format, which a sweep only reports.
+        found: The journals to sweep: locked, except in a dry run or if their reaper has the lock.
+        in_progress: The journals that a reaper is working on. A sweep only reports them.
+        newer: The states of journals in a different format. A sweep only reports them.
     """
 
     def __init__(self, directory: Path, own_id: str | None = None) -> None:
@@ -68,12 +68,12 @@ class DeadJournals:
         self._is_closed = False
 
     def read(self, *, lock: bool, force: bool = False) -> None:
-        """Find the journals, and with `lock` lock those to sweep. Blocks.
+        """Find the journals. With `lock`, lock the ones to sweep. Blocks.
 
-        With `force`, those that a reaper is working on are `found` too.
+        With `force`, journals that a reaper is working on are in `found` too.
 
         Raises:
-            JournalError: if the state directory cannot be used.
+            JournalError: If the state directory cannot be used.
         """
         check_state_directory(self._directory)
         for journal, state in orphaned_journals(self._directory) if lock else ():
@@ -81,7 +81,7 @@ class DeadJournals:
             if state.promises:
                 _end_torn_line(journal)
             if state.has_unresolved() and not state.is_orphaned:
-                # With the lock, this process looks like a living owner. Tell others that there is none.
+                # While this process holds the lock, it looks like a living owner. Record that there is none.
                 report(_ORPHANED)
             with self._mutex:
                 if not self._is_closed:
@@ -114,7 +114,7 @@ class DeadJournals:
             self.found.append(DeadJournal(path, state, state.apply))
 
     def close(self) -> None:
-        """Unlock the journals, and remove those without promises. Later ones are not locked."""
+        """Unlock the journals, and remove the ones without promises. Journals found later are not locked."""
         with self._mutex:
             self._is_closed = True
         keeps_past_ids = bool(self._locked) and has_unresolved(self._directory)
@@ -123,13 +123,13 @@ class DeadJournals:
 
 
 def has_work(state: JournalState, now: float) -> bool:
-    """Return whether the reaper that has a journal's lock has promises to fulfill at `now` (Unix time)."""
+    """Return whether the reaper holding a journal's lock has promises to fulfill at `now` (Unix time)."""
     part = state if state.is_orphaned else _given_up(state)
     return any(promise.needs_recovery(now) for promise in part.promises.values())
 
 
 def _given_up(state: JournalState) -> JournalState:
-    """Return a state with only the instances on which a living process gave up: its reaper has them."""
+    """Return a state with only the instances that a living process gave up on. Its reaper has them."""
     part = JournalState()
     part.owner = state.owner
     part.promises = {
@@ -141,12 +141,12 @@ def _given_up(state: JournalState) -> JournalState:
 
 
 def _end_torn_line(journal: JournalFile) -> None:
-    with contextlib.suppress(OSError):  # then the next record fails too, and is logged
+    with contextlib.suppress(OSError):  # if this fails, the next record fails too and is logged
         journal.end_torn_line()
 
 
 def _append_unlocked(path: Path, records: list[Record]) -> None:
-    """Append to a journal whose reaper has the lock, and appends to it too."""
+    """Append to a journal whose reaper has the lock and appends to it too."""
     with StateFolder(path.parent) as folder:
         fd = folder.open(path.name, os.O_WRONLY | os.O_APPEND)
     try:

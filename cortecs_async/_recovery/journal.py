@@ -1,12 +1,12 @@
-"""The journal: promises on disk, for `sweep` and the reaper to find when their process is dead.
+"""The journal: promises on disk, for `sweep` and the reaper to find once their process is dead.
 
-Each process appends to one file in the state directory, and holds a lock on it while it lives. A file whose
-lock is free belongs to a dead process; a process id would not be reliable, because ids are reused. A journal
-contains no secrets: an account is named by a fingerprint.
+Each process appends to one file in the state directory and holds a lock on it while it lives. A file with a
+free lock belongs to a dead process. A process id would not be reliable, because ids are reused. A journal
+does not contain secrets: an account is named by a fingerprint.
 
-A file is removed or rewritten only if all of it is understood: it has a name like those that `create` makes,
-`StateFolder` opens it, its format is known, and every line of it is a known record. Any other file in the
-directory stays as it is, and a warning names it.
+A file is removed or rewritten only if all of it is understood: its name is like the names from `create`,
+`StateFolder` opens it, its format is known, and every line is a known record. Any other file in the directory
+stays as it is, and a warning names it.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from .records import FORMAT, JournalState, Promise, Record, encode, fold, is_dra
 _NAME = re.compile(r"[0-9a-f]{32}\.jsonl")
 _DRAFT_NAME = re.compile(r"[0-9a-f]{32}\.new")
 
-# Age in seconds above which a draft belongs to a process that died while it wrote the draft.
+# Age in seconds above which a draft's process must have died while writing it.
 _MAX_DRAFT_AGE = 3600.0
 
-# Seconds for which the past ids of an ended process are kept while others live: a list may lag so long.
+# Seconds to keep the past ids of an ended process while others live, because a list may lag that long.
 PAST_IDS_AGE = 60.0
 
 _OPEN_FLAGS = os.O_RDWR | os.O_APPEND
 
 
 class JournalFile:
-    """A journal that this process has locked: its own, or that of a dead owner."""
+    """A journal locked by this process: its own, or a dead owner's."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -48,18 +48,18 @@ class JournalFile:
         """Create a file that begins with `records`.
 
         Raises:
-            OSError: if the directory cannot be used, written or locked, or the disk is full.
+            OSError: If the directory cannot be used, written, or locked, or the disk is full.
         """
         path = directory / f"{uuid.uuid4().hex}.jsonl"
         return cls(path, _write_whole(path, encode(records), create=True))
 
     def append(self, records: list[Record], *, durable: bool) -> None:
-        """Append records. With `durable`, return only when they would survive a power loss.
+        """Append records. With `durable`, return only once they would survive a power loss.
 
         Raises:
-            OSError: if they could not be written. Then the file is unchanged.
+            OSError: If they could not be written. The file is then unchanged.
         """
-        # Looked up each time, because the reaper may write to the file too.
+        # Looked up each time, because the reaper also writes to the file.
         size = self.size
         try:
             _write(self._fd, encode(records))
@@ -76,28 +76,28 @@ class JournalFile:
         return os.fstat(self._fd).st_size
 
     def exists(self) -> bool:
-        """Return whether the file still has its name, and the directory was not cleared."""
+        """Return whether the file still has its name and the directory was not cleared."""
         return os.fstat(self._fd).st_nlink > 0
 
     def rewrite(self, records: list[Record]) -> None:
-        """Replace all records, atomically.
+        """Replace all records atomically.
 
         Raises:
-            OSError: if that fails. Then the file is unchanged.
+            OSError: If that fails. The file is then unchanged.
         """
         fd = _write_whole(self.path, encode(records))
         os.close(self._fd)
         self._fd = fd
 
     def read(self) -> JournalState:
-        """Return the state that the records produce."""
+        """Return the state produced by the records."""
         return fold(_read(self._fd))
 
     def end_torn_line(self) -> None:
-        """Make the next record begin a line, even if the dead owner did not finish the last one.
+        """Make the next record begin a new line, even if the dead owner did not finish the last one.
 
         Raises:
-            OSError: if the file cannot be written.
+            OSError: If the file cannot be written.
         """
         data = _read(self._fd)
         end = data.rfind(b"\n") + 1
@@ -108,14 +108,14 @@ class JournalFile:
                 _write(self._fd, b"\n")
 
     def remove(self) -> None:
-        """Delete the file: all promises are fulfilled."""
+        """Delete the file, because all promises are fulfilled."""
         with contextlib.suppress(OSError), StateFolder(self.path.parent) as folder:
             folder.remove(self.path.name)
         self.close()
 
     def close(self) -> None:
-        """Unlock the file, and leave it in the directory."""
-        # Closing is not enough: a child that was forked meanwhile has a copy of the descriptor.
+        """Unlock the file and leave it in the directory."""
+        # Closing is not enough: a child forked in the meantime has a copy of the descriptor.
         with contextlib.suppress(OSError):
             unlock(self._fd)
         self.close_copy()
@@ -126,10 +126,10 @@ class JournalFile:
             os.close(self._fd)
 
     def close_or_remove(self, state: JournalState, *, keeps_past_ids: bool) -> None:
-        """Unlock the file, and delete it if `state` has no promises left, and no past ids to keep.
+        """Unlock the file. Delete it if `state` has no promises left and no past ids to keep.
 
-        A search for the instance of a start must not take an instance with such an id. While it is deleted, a
-        list may still show it, and if it was handed over, it exists.
+        A search for the instance of a start must not take an instance with a past id. A list may still show
+        such an instance while it is being deleted, and if it was handed over, it still exists.
         """
         with contextlib.suppress(OSError):
             if not state.promises and self._is_understood():
@@ -147,7 +147,7 @@ class JournalFile:
         return not problem
 
     def retire(self, state: JournalState) -> None:
-        """Unlock the file at the end of its process, and delete what no process needs any more."""
+        """Unlock the file at the end of its process, and delete everything that is no longer needed."""
         directory = self.path.parent
         is_searched = has_unresolved(directory)
         others_live = any(is_owned(path) for path in _paths(directory) if path != self.path)
@@ -159,16 +159,16 @@ class JournalFile:
 
     @property
     def age(self) -> float:
-        """Seconds since the last change."""
+        """Return the seconds since the last change."""
         return time.time() - os.fstat(self._fd).st_mtime
 
 
 def owner_record(at: float) -> Record:
-    """Return the first record of a journal of this process, which is created at a Unix time in seconds."""
+    """Return the first record of this process's journal, created at a Unix time in seconds."""
     return {
         "kind": "OWNER",
         "format": FORMAT,
-        "id": uuid.uuid4().hex,  # two containers may have the same host name and process id
+        "id": uuid.uuid4().hex,  # two containers can have the same host name and process id
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "at": at,
@@ -176,7 +176,7 @@ def owner_record(at: float) -> Record:
 
 
 def try_lock(path: Path) -> JournalFile | None:
-    """Lock the journal at `path`. Return None if its owner lives, or if the file no longer exists."""
+    """Lock the journal at `path`. Return None if its owner lives or the file no longer exists."""
     fd = _open(path, _OPEN_FLAGS)
     if fd is None:
         return None
@@ -195,11 +195,11 @@ def try_lock(path: Path) -> JournalFile | None:
 def is_owned(path: Path) -> bool | None:
     """Return whether the owner of the journal at `path` lives, or None if the file no longer exists.
 
-    This takes a shared lock for a moment, which `try_lock` waits for.
+    This briefly takes a shared lock, which `try_lock` waits for.
     """
     fd = _open_to_read(path)
     if fd is None:
-        # Its owner may have replaced the file meanwhile.
+        # The owner may have replaced the file in the meantime.
         fd = _open_to_read(path)
     if fd is None:
         return None
@@ -208,7 +208,7 @@ def is_owned(path: Path) -> bool | None:
             lock(fd, shared=True)
         except OSError:
             return True
-        # Closing is not enough: a child that is forked at this moment keeps a copy of the descriptor.
+        # Closing is not enough: a child forked at this moment keeps a copy of the descriptor.
         unlock(fd)
         return False
     finally:
@@ -224,9 +224,9 @@ def _open_to_read(path: Path) -> int | None:
 
 
 def orphaned_journals(directory: Path) -> Iterator[tuple[JournalFile, JournalState]]:
-    """Yield the journals of dead owners and their states, each locked. The caller closes or removes them.
+    """Yield the journals of dead owners with their states. Each is locked. The caller closes or removes them.
 
-    Journals in another format are left out. Drafts of dead processes are removed.
+    Journals in a different format are left out. Drafts of dead processes are removed.
     """
     _remove_old_drafts(directory)
     for path in _paths(directory):
@@ -262,7 +262,7 @@ def _remove_old_drafts(directory: Path) -> None:
 
 
 def read_journals(directory: Path) -> Iterator[tuple[Path, JournalState]]:
-    """Yield path and state of each journal, including those of living owners."""
+    """Yield the path and state of each journal, including journals of living owners."""
     for path, data in _read_all(directory):
         yield path, fold(data)
 
@@ -275,15 +275,15 @@ def _read_all(directory: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def has_unresolved(directory: Path) -> bool:
-    """Return whether any of the journals has a start whose instance is not known."""
-    # Journals that are kept for their past ids can be many, and have no intents.
+    """Return whether any journal has a start whose instance is not known."""
+    # There can be many journals kept for their past ids, and these have no intents.
     return any(b'"INTENT"' in data and fold(data).has_unresolved() for _, data in _read_all(directory))
 
 
 def open_promises(path: Path) -> Mapping[str, Promise] | None:
-    """Return the promises in a journal by their keys; None if it cannot be read.
+    """Return the promises in a journal by their keys, or None if it cannot be read.
 
-    A journal that was removed has none, unless its directory was removed too, which no `sweep` does.
+    A removed journal has none, unless its directory was removed too, which a `sweep` never does.
     """
     data = _read_path(path)
     if data is not None:
@@ -292,9 +292,9 @@ def open_promises(path: Path) -> Mapping[str, Promise] | None:
 
 
 def catch_up(state: JournalState, path: Path, keys: Collection[str]) -> None:
-    """Apply to `state` what another process has found out about the promises `keys`, by their journal.
+    """Apply to `state` any changes to the promises `keys` that another process recorded in their journal.
 
-    The reaper and a `sweep` may work on the same promises.
+    The reaper and a `sweep` can work on the same promises.
     """
     still_open = open_promises(path)
     if still_open is None:
@@ -311,14 +311,14 @@ def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[Jo
     states: list[JournalState] = []
     for path, state in read_journals(directory):
         if path not in without:
-            # The owner may be dead, and its reaper dead too or not at work yet.
+            # The owner may be dead, and its reaper may be dead too or not working yet.
             state.is_orphaned = state.is_orphaned or (state.has_unresolved() and is_owned(path) is False)
             states.append(state)
     return states
 
 
 def _paths(directory: Path, pattern: re.Pattern[str] = _NAME) -> list[Path]:
-    """Return the paths of the files whose names have a pattern."""
+    """Return the paths of the files whose names match a pattern."""
     try:
         with StateFolder(directory) as folder:
             names = folder.names()
@@ -331,7 +331,7 @@ def _paths(directory: Path, pattern: re.Pattern[str] = _NAME) -> list[Path]:
 
 
 def _open(path: Path, flags: int) -> int | None:
-    """Open a file of a journal. If that is not possible, return None, and log why."""
+    """Open a journal's file. If that is not possible, log the reason and return None."""
     try:
         with StateFolder(path.parent) as folder:
             return folder.open(path.name, flags)
@@ -365,7 +365,7 @@ def _write_whole(path: Path, data: bytes, *, create: bool = False) -> int:
     with StateFolder(path.parent, create=create) as folder:
         fd = folder.open(draft, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL)
         try:
-            # Lock before the rename. Otherwise another process could take it for the file of a dead owner.
+            # Lock before the rename. Otherwise, another process could mistake it for a dead owner's file.
             lock(fd)
             _write(fd, data)
             os.fsync(fd)
@@ -388,7 +388,7 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    # Since the file was opened, its owner may have replaced or removed it.
+    # The owner may have replaced or removed the file since it was opened.
     try:
         return os.path.samestat(os.fstat(fd), path.lstat())
     except OSError:

@@ -1,6 +1,6 @@
 """File locks. A journal is locked while its process lives, and its directory during a decision.
 
-The locks of `flock` belong to an open file. They end with the process, and closing any other file keeps them.
+`flock` locks belong to an open file. They end with the process, and closing other files keeps them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from .._state_directory import StateFolder
 if TYPE_CHECKING or sys.platform != "win32":
     import fcntl
 
-# Seconds to wait for `decision_lock`, whose holder may be suspended, and between two attempts.
+# Seconds to wait for `decision_lock`, whose holder may be suspended, and seconds between two attempts.
 _DECISION_TIMEOUT, _DECISION_RETRY_DELAY = 5.0, 0.005
 
-# `is_owned` locks a file for a moment. Number of retries then, and seconds between them.
+# `is_owned` briefly locks a file. The number of retries in that case, and seconds between them.
 _LOCK_RETRIES, _LOCK_RETRY_DELAY = 100, 0.001
 
 
 @contextlib.contextmanager
 def decision_lock(directory: Path) -> Generator[None]:
-    """Let only one process at a time decide which instance belongs to which start, and record it.
+    """Let only one process at a time decide which instance belongs to which start and record the decision.
 
-    It raises nothing. Without file locks, or if another process holds this one for too long, the decision is
+    This never raises. Without file locks, or if another process holds this lock for too long, the decision is
     made without it.
     """
     with contextlib.ExitStack() as stack:
@@ -47,7 +47,7 @@ def decision_lock(directory: Path) -> Generator[None]:
             yield
         finally:
             if fd is not None:
-                # Closing is not enough: a child that is forked at this moment keeps a copy of the descriptor.
+                # Closing is not enough: a child forked at this moment keeps a copy of the descriptor.
                 with contextlib.suppress(OSError):
                     unlock(fd)
 
@@ -56,7 +56,7 @@ def lock(fd: int, *, shared: bool = False) -> None:
     """Lock a file without waiting.
 
     Raises:
-        OSError: if it is locked, or cannot be locked.
+        OSError: If it is already locked or cannot be locked.
     """
     if sys.platform == "win32":
         raise OSError(NO_LOCKS)
@@ -74,13 +74,13 @@ def lock_unless_owned(fd: int) -> None:
     """Lock a file, and wait for the shared locks of `is_owned`.
 
     Raises:
-        OSError: if a living owner has the lock.
+        OSError: If a living owner has the lock.
     """
     for _ in range(_LOCK_RETRIES):
         try:
             lock(fd)
         except OSError:
-            # This fails if the lock is an owner's, but not if it is a shared one.
+            # This fails for an owner's lock, but not for a shared lock.
             lock(fd, shared=True)
             unlock(fd)
             time.sleep(_LOCK_RETRY_DELAY)

@@ -1,6 +1,6 @@
-"""The owner of each instance, according to the journals. Only reads, and sends no request to the service.
+"""The owner of each instance, according to the journals. Only reads files and does not send requests.
 
-This is `client.owners()`, and what `cortecs-async top` shows.
+`client.owners()` and `cortecs-async top` use this module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .store import all_stores
 
 OwnerKind = Literal["mine", "process", "orphan", "held"]
 
-# If several journals name an instance, the first of these kinds wins: it is the one that acts first.
+# If several journals name an instance, the first of these kinds wins, because it acts first.
 _PRECEDENCE: tuple[OwnerKind, ...] = ("mine", "process", "orphan", "held")
 
 
@@ -32,13 +32,13 @@ class Owner:
         kind: Who owns the instance.
 
             - `mine`: this process.
-            - `process`: another process, which is alive.
-            - `orphan`: a process that died or gave up on the instance. Its reaper or `sweep` releases it.
+            - `process`: another living process.
+            - `orphan`: a process that died or gave up on it. Its reaper or `sweep` releases it.
             - `held`: the holder of a handle from `acquire`, until `expires_at`.
-        owner: Host and process id of the process that requested the instance.
-        started_at: Unix time in seconds at which this owner requested the start, or took the instance over,
-            as `release` does.
-        expires_at: Unix time in seconds at which the instance is released in any case. None for never.
+        owner: The host and process id of the process that requested the instance.
+        started_at: The Unix time in seconds at which this owner requested the start or took over the
+            instance, as `release` does.
+        expires_at: The Unix time in seconds at which the instance is released in any case. None for never.
 
     Example:
         for instance_id, owner in (await client.owners()).items():
@@ -55,10 +55,10 @@ class Owner:
 
 
 async def owners(promises: Promises) -> Mapping[str, Owner]:
-    """Return the owners of all instances that a journal names, by instance id.
+    """Return the owners of all instances named in journals, by instance id.
 
     Raises:
-        JournalError: if the state directory cannot be used.
+        JournalError: If the state directory cannot be used.
     """
     if not promises.uses_journal:
         return _by_instance(_of_this_process(promises))
@@ -69,7 +69,7 @@ async def owners(promises: Promises) -> Mapping[str, Owner]:
 
 def _of_this_process(promises: Promises) -> Iterator[tuple[str, Owner]]:
     owner_name = f"{socket.gethostname()}, process {os.getpid()}"
-    # Of all clients of this process with this directory, including those without a journal.
+    # All clients in this process with this directory, including clients without a journal.
     for store in all_stores():
         if store.directory != promises.store.directory:
             continue
@@ -92,7 +92,7 @@ def _of_other_processes(promises: Promises) -> Iterator[tuple[str, Owner]]:
         if state.owner.get("id") in own_ids:
             continue
         named = [each for each in state.promises.values() if each.instance_id and each.api == promises.api]
-        # Only where it is needed: this costs a system call or two.
+        # Only if needed, because this costs a system call or two.
         is_living = is_owned(path) if named else None
         if is_living is not None:
             now = promises.system.wall_clock()

@@ -1,4 +1,4 @@
-"""Promises of dead processes that are to be fulfilled, and the outcome of each."""
+"""Promises of dead processes to fulfill, and the outcome of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._aio.eventloop import current_time
 from .journal import catch_up
 from .records import JournalState, Promise, Record
 
-# Seconds after the request of a start in which a missing instance may just not be visible yet.
+# Seconds after a start request in which a missing instance may only be not visible yet.
 _VISIBILITY_TIME = 60.0
 
 # Seconds until `OtherProcesses` reads the journal again, which can have thousands of promises.
@@ -26,12 +26,11 @@ RecoveryState = Literal["released", "gone", "ambiguous", "left", "unsettled"]
 class RecoveryResult:
     """The outcome of one promise.
 
-    Attributes:
-        state: `released`: by this run. `gone`: it no longer existed, or the start created none. `ambiguous`:
-            nothing was touched. `left`: the service did not release it in time. `unsettled`: it was not
-            seen, but may still appear.
+    state: `released`: by this run. `gone`: the instance no longer existed, or the start created none.
+        `ambiguous`: no instance was touched. `left`: the service did not release the instance in time.
+        `unsettled`: the instance was not seen but may still appear.
         instance_id: The instance, if it is known.
-        candidates: Instances that it may be, if ambiguous.
+        candidates: The possible instances, if ambiguous.
     """
 
     state: RecoveryState
@@ -41,7 +40,7 @@ class RecoveryResult:
 
 @define(eq=False)
 class OtherProcesses:
-    """What other processes record in the journal at `path` about the promises `keys`."""
+    """The records of other processes about the promises `keys`, in the journal at `path`."""
 
     state: JournalState
     path: Path
@@ -49,7 +48,7 @@ class OtherProcesses:
     _read_at: float = -math.inf
 
     def catch_up(self, *, now: bool = False) -> None:
-        """Apply it to the state. Without `now`, it may be a second old."""
+        """Apply these records to the state. Without `now`, they may be a second old."""
         time = current_time()
         if now or time >= self._read_at + _READ_INTERVAL:
             self._read_at = time
@@ -63,7 +62,7 @@ class PendingPromise:
     Attributes:
         state: The journal state that contains it.
         report: Records changes to it.
-        catch_up: Applies to the state what other processes have recorded.
+        catch_up: Applies the records of other processes to the state.
     """
 
     state: JournalState
@@ -72,7 +71,7 @@ class PendingPromise:
     catch_up: Callable[[], object] = lambda: None
 
     def is_open(self) -> bool:
-        """Return whether no other process has fulfilled the promise meanwhile, as of a second ago."""
+        """Return whether no other process has fulfilled the promise, as of a second ago."""
         self.catch_up()
         return self.promise.key in self.state.promises
 
@@ -82,10 +81,10 @@ class PendingPromise:
 
 
 def invisible_for(promise: Promise, now: float) -> float:
-    """Return for how many seconds the instance of a promise may still be missing because it is new."""
+    """Return the seconds for which a promise's instance may still be missing because it is new."""
     return 0.0 if promise.seen else max(_VISIBILITY_TIME - age_of(promise, now), 0.0)
 
 
 def age_of(promise: Promise, now: float) -> float:
-    """Return the seconds since the request of a promise; `now` is Unix time by the clock of this machine."""
+    """Return the seconds since the request of a promise. `now` is Unix time by this machine's clock."""
     return max(now - promise.at, 0.0)

@@ -1,7 +1,7 @@
-"""A client's promises: records in the terms of a lease, and waiting until they are safe.
+"""A client's promises: record them in a lease's terms, and wait until they are safe.
 
-A lease records here what it is about to do, and `flush` returns once the journal and the reaper know. The
-records themselves are in the `PromiseStore` that all clients of the process share.
+A lease records its next step here, and `flush` returns once the journal and the reaper know it. The records
+themselves are in the `PromiseStore`, which all clients in the process share.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from .store import PromiseStore, store_for
 
 T = TypeVar("T")
 
-# Seconds for which a start waits until a required reaper has connected to the service. It has two attempts.
+# Seconds for which a start waits for a required reaper to connect to the service, in two attempts.
 _REHEARSAL_TIMEOUT = 20.0
 
-# Seconds between two checks of whether it has.
+# Seconds between two checks for that connection.
 _REHEARSAL_POLL_INTERVAL = 0.01
 
-# Seconds for which a start waits if the reaper is not required, so that a warning comes before the start.
+# Seconds for which a start waits if the reaper is not required, so that any warning comes first.
 _REHEARSAL_PAUSE = 1.0
 
 
 def fingerprint(api_base_url: str, client_id: str) -> str:
-    """Return a name for an account that reveals nothing about it."""
+    """Return a name for an account that does not reveal anything about it."""
     return hashlib.sha256(f"{api_base_url}\n{client_id}".encode()).hexdigest()[:16]
 
 
@@ -53,7 +53,7 @@ class Promises:
     Attributes:
         store: The promises of all clients of this process.
         api: The base URL of the service.
-        account: Fingerprint of the account; empty before the first token.
+        account: Fingerprint of the account. Empty before the first token.
     """
 
     def __init__(
@@ -71,8 +71,7 @@ class Promises:
         self.account: str = ""
         self._journal: ProtectionMode = journal
         self._guard: ProtectionMode = guard
-        # Windows has neither. There, entering a lease raises an error, unless guard is "off" and the
-        # journal is not required.
+        # Windows has neither. There, a lease raises an error, unless guard is "off" and no journal required.
         self.uses_journal: bool = journal != "off" and sys.platform != "win32"
         self.uses_reaper: bool = guard != "off" and sys.platform != "win32"
         self._blocks = self.uses_journal or self.uses_reaper
@@ -83,17 +82,17 @@ class Promises:
         self._rehearsal: SingleFlight[str] = SingleFlight(self._prove_reaper)
         self._flush_lock = Mutex()
         self._joined_generation: int | None = None
-        # By key, what was decided and not received yet: the caller may be cancelled meanwhile, and ask again.
+        # Decisions not received yet, by key. A caller may be cancelled in the meantime and ask again.
         self._decided: dict[str, Instance] = {}
 
     def check_platform(self) -> None:
-        """Raise an error if this system cannot protect a lease; see `reaper_check.check_platform`."""
+        """Raise an error if this system cannot protect a lease (see `reaper_check.check_platform`)."""
         check_platform(self._guard, self._journal)
 
     def remember_credentials(self, credentials: Credentials, proven: bool = True) -> None:  # noqa: FBT001, FBT002
-        """Store credentials, and send them to the reaper.
+        """Store credentials and send them to the reaper.
 
-        Until they are `proven` by a token, they replace no others: the reaper would lose those that work.
+        Until they are `proven` by a token, they do not replace others: the reaper would lose working ones.
         """
         if credentials == self._credentials or not (proven or self._credentials is None):
             return
@@ -105,7 +104,7 @@ class Promises:
             self._commit_soon()
 
     def baseline(self, ids: Iterable[str]) -> str:
-        """Record which ids exist, and return a name for them."""
+        """Record the existing ids and return a name for them."""
         self._join()
         name = self.store.new_key()
         self.store.put({"kind": "BASELINE", "baseline": name, "ids": sorted(ids)})
@@ -114,10 +113,10 @@ class Promises:
     async def record_intent(
         self, args: InstanceArgs, baseline: str, *, service_at: float | None = None, tag: int | None = None
     ) -> str:
-        """Record that a start is about to be sent, and return the key once the journal and the reaper know.
+        """Record that a start is about to be sent. Return its key once the journal and the reaper know it.
 
-        `service_at` and `tag` are those of `UnresolvedStart`. Raises the errors of `flush` with `strict`.
-        Then no promise is recorded.
+        `service_at` and `tag` are the fields of `UnresolvedStart`. With `strict`, this raises the errors of
+        `flush`, and no promise is recorded.
         """
         self._join()
         key = self.store.new_key()
@@ -140,16 +139,15 @@ class Promises:
         return key
 
     async def close(self, key: str) -> None:
-        """Record that nothing was started, and return when this is as durable as the intent.
+        """Record that nothing was started, and return once this is as durable as the intent.
 
-        Otherwise, if the process were killed later, the reaper would search for an instance, and could take
-        that of an equal start. A cancellation is raised only afterwards.
+        Otherwise, after a kill, the reaper could take an identical start's instance. A cancellation waits.
         """
         self._put_nothing(key)
         (await run_uncancellable(self.flush, restart_if_cancelled=True)).unwrap()
 
     def close_soon(self, key: str) -> None:
-        """Record that nothing was started, where nothing can be awaited."""
+        """Record that nothing was started, for code that cannot await."""
         self._put_nothing(key)
         self._commit_soon()
 
@@ -159,10 +157,10 @@ class Promises:
     def record_created(
         self, key: str | None, instance_id: str, *, goal: str, expires_at: float | None = None
     ) -> str:
-        """Record the promise to release an instance, and return its key: that of its start, if it has one.
+        """Record the promise to release an instance, and return its key: the start's key, if there is one.
 
-        The goal is "gone" or "stopped". At `expires_at`, Unix time in seconds, the reaper releases the
-        instance in any case; None for never.
+        The goal is "gone" or "stopped". At `expires_at`, a Unix time in seconds, the reaper releases
+        the instance in any case. None for never.
         """
         self._join()
         key = key or self.store.new_key()
@@ -189,25 +187,25 @@ class Promises:
         self.store.put({"kind": "GONE", "entry": key})
 
     def record_unanswered(self, key: str) -> None:
-        """Record that the outcome of a start is unknown, and that this process searches for its instance."""
+        """Record that a start's outcome is unknown and that this process is searching for its instance."""
         self.store.put({"kind": "UNANSWERED", "entry": key})
 
     def untag(self) -> None:
-        """Record that the service does not return tags, so that those of earlier starts prove nothing."""
+        """Record that the service does not return tags, so that earlier tags do not prove anything."""
         for promise in list(self.store.state.promises.values()):
             if promise.api == self.api and promise.tag is not None and promise.instance_id is None:
                 self.store.put({"kind": "UNTAGGED", "entry": promise.key})
 
     def record_abandoned(self, key: str) -> None:
-        """Record that this process gave up: the reaper or `sweep` fulfills the promise."""
+        """Record that this process gave up, so that the reaper or `sweep` fulfills the promise."""
         self.store.put({"kind": "ABANDONED", "entry": key})
 
     def record_ambiguous(self, key: str, candidates: Iterable[str]) -> None:
-        """Record that it cannot be decided which of these instances a start created."""
+        """Record that a start created one of these instances, but it is unclear which."""
         self.store.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
 
     def abandon(self, key: str | None) -> bool:
-        """Record `ABANDONED` and write it soon, where nothing can be awaited. Return whether it was open."""
+        """Record `ABANDONED` and write it soon, for code that cannot await. Return whether it was open."""
         if key is None or not self.store.is_open(key):
             return False
         self.record_abandoned(key)
@@ -215,7 +213,7 @@ class Promises:
         return True
 
     def who_releases(self) -> str:
-        """Return a sentence that says who releases an instance that this process could not release."""
+        """Return a sentence that names who releases an instance that this process could not release."""
         if self.uses_reaper and self.store.reaper_problem is None:
             return "The reaper, a background process, releases it"
         if self.uses_journal and self.store.journal_problem is None:
@@ -230,8 +228,8 @@ class Promises:
         """Wait until every promise so far is in the journal and known to the reaper.
 
         Raises:
-            JournalError: if `strict`, and a required journal cannot be written.
-            GuardError: if `strict`, and a required reaper is not running, or cannot connect to the service.
+            JournalError: If `strict` is set and a required journal cannot be written.
+            GuardError: If `strict` is set and a required reaper is dead or cannot reach the service.
         """
         queued = self.store.queued
         if self.store.committed < queued:
@@ -258,9 +256,9 @@ class Promises:
                 raise GuardError(f"The reaper cannot reach the service: {problem}. Nothing was started.")
 
     def arm(self) -> None:
-        """Begin to start the reaper, and do not wait for it.
+        """Start the reaper without waiting for it.
 
-        So it connects to the service while this client sends the first requests of a lease.
+        The reaper then connects to the service while this client sends a lease's first requests.
         """
         if self.uses_reaper and not self.store.is_reaper_wanted:
             self._join()
@@ -268,10 +266,10 @@ class Promises:
             self._commit_soon()
 
     async def _prove_reaper(self) -> str:
-        """Wait until the reaper has connected to the service, and return what went wrong.
+        """Wait until the reaper has connected to the service. Return the problem, if any.
 
-        After a failure, a required reaper tries once more: the service may have been down, but by now, this
-        client has reached it.
+        After a failure, a required reaper tries once more, because the service may have been down. By now,
+        this client has reached it.
         """
         if self._guard != "required":
             return await self._await_rehearsal(_REHEARSAL_PAUSE) or ""
@@ -287,12 +285,12 @@ class Promises:
         while (  # noqa: ASYNC110  (see below)
             problem := self.store.rehearsed(self.account)
         ) is None and anyio.current_time() < deadline:
-            # Another thread receives it, for all event loops of the process.
+            # Another thread receives the outcome, for all event loops in the process.
             await anyio.sleep(_REHEARSAL_POLL_INTERVAL)
         return problem
 
     async def foreign_claims(self, key: str | None) -> ForeignClaims:
-        """Return what all promises but `key` claim, in this process and others."""
+        """Return the claims of all promises except `key`, in this process and others."""
         await self.flush()
         return await self._off_loop(lambda: self._collect_claims(key))
 
@@ -301,17 +299,17 @@ class Promises:
         return collect_foreign_claims(self.api, [(self.store.state, {key}), *foreign])
 
     def is_late(self, key: str) -> bool:
-        """Return whether a start is open, and its instance may still appear."""
+        """Return whether a start is open and its instance may still appear."""
         promise = self.store.state.promises.get(key)
         return promise is not None and self.system.wall_clock() - promise.at < LATE_WINDOW
 
     async def decide(
         self, key: str, earlier: ForeignClaims, decide: Callable[[UnresolvedStart, ForeignClaims], Outcome]
     ) -> Outcome:
-        """Decide about the start `key`, while no other process with this state directory decides.
+        """Decide the start `key` while no other process with this state directory decides.
 
-        `decide` receives what others claim now, and what they claimed `earlier`, before the instances were
-        listed. If it returns an instance, that instance is recorded as the one that the start created.
+        `decide` receives the claims of others now, and their claims from `earlier`, before the instances were
+        listed. If it returns an instance, that instance is recorded as the one created by the start.
         """
 
         def attempt() -> Outcome:
@@ -323,7 +321,7 @@ class Promises:
             return decide(start, self._collect_claims(key).with_earlier(earlier))
 
         def work() -> Outcome:
-            # First without the lock, because most decisions are to wait.
+            # First without the lock, because the usual decision is to wait.
             if not isinstance(decision := attempt(), Instance):
                 return decision
             with self.store.decision_lock():
@@ -342,16 +340,16 @@ class Promises:
         """Log a warning if dead processes left something to sweep."""
         if not self.uses_journal:
             return
-        # Only of this service and account: this client's `sweep` could not release others.
+        # Only for this service and account, because this client's `sweep` could not release others.
         count = await self._off_loop(lambda: self.store.count_orphans(self.api, self.account))
         if count:
             log(Event.GUARD_ORPHANS, count=count)
 
     async def check_reaper(self) -> str:
-        """Start a reaper and end it again, and return what it can do.
+        """Start a reaper, end it again, and return its abilities.
 
         Raises:
-            GuardError: if no reaper can run here, or it cannot reach the service.
+            GuardError: If no reaper can run here, or it cannot reach the service.
         """
         credentials = self._credentials
         sealed = None if credentials is None else describe(self._settings, credentials)
@@ -359,7 +357,7 @@ class Promises:
         return "starts and responds" if sealed is None else "starts and reaches the service"
 
     async def aclose(self) -> None:
-        """Leave the store: the client is closed and has no open lease."""
+        """Leave the store, because the client is closed and has no open lease."""
         if self._joined_generation is not None:
             await self._off_loop(self._leave)
 
@@ -369,7 +367,7 @@ class Promises:
             self.store.leave()
 
     def _join(self) -> None:
-        # Also in a forked child, where the store is empty and the reaper has no credentials.
+        # This includes a forked child, where the store is empty and the reaper has no credentials.
         if self._joined_generation != self.store.generation:
             self._joined_generation = self.store.join()
             self._put_credentials()
@@ -377,12 +375,12 @@ class Promises:
     def _put_credentials(self) -> None:
         if not self.uses_reaper or self._credentials is None:
             return
-        # A Secret until it is written to the pipe: a traceback may show the queue.
+        # A Secret until it is written to the pipe, because a traceback may show the queue.
         sealed = describe(self._settings, self._credentials)
         self.store.put({"kind": "ARM", "account": self.account, "sealed": sealed})
 
     def note_foreign_start(self, instance_id: str) -> None:
-        """Record an instance that a plain request has started, so that no search takes it."""
+        """Record an instance started by a plain request, so that no search takes it."""
         if self._joined_generation is not None:
             self.store.put({"kind": "PAST", "ids": [instance_id]})
             self._commit_soon()
@@ -393,7 +391,7 @@ class Promises:
     def _commit_soon(self) -> None:
         """Commit without waiting for it, even when the garbage collector calls this."""
         if self._blocks:
-            # At interpreter shutdown, nothing is committed, and the reaper acts when the pipe ends.
+            # At interpreter shutdown, nothing is committed, and the reaper acts once the pipe ends.
             self.system.in_background(self.store.commit)
         else:
             self.store.commit(wait=False)

@@ -1,19 +1,19 @@
 """The reaper: a child process that releases instances when its parent has died.
 
 The reaper reads a pipe, and only its parent has the write end. The end of the pipe means that the parent is
-dead; a process id would not be reliable, because ids are reused. The parent sends each promise before it acts
-on it. When the parent dies, the reaper fulfills the remaining promises: it releases instances, and searches
-for those that a start may have created. While the parent lives, it only releases instances that have expired
-or that the parent gave up on. How it does this is in `recover`; the parent's side is `reaper_process`.
+dead. A process id would not be reliable, because ids are reused. The parent sends each promise before it acts
+on it. When the parent dies, the reaper fulfills the remaining promises: it releases instances and searches
+for any that a start may have created. While the parent lives, the reaper releases only instances that have
+expired or that the parent gave up on. `recover` contains the details. The parent's side is `reaper_process`.
 
-The reaper ignores SIGTERM, SIGHUP and Ctrl-C, has a session of its own, and survives SIGKILL, `os._exit` and
-the OOM killer if they hit only its parent. It does not survive the loss of the machine, the container or the
-control group; then the journal and `sweep` remain. It cannot work without the network, or after the Python
-environment that it was started from was deleted. If the service refuses its credentials for minutes, it
-unlocks the journal, so that a `sweep` with new credentials can release the instances.
+The reaper ignores SIGTERM, SIGHUP, and Ctrl-C, has its own session, and survives SIGKILL, `os._exit`, and the
+OOM killer if they hit only its parent. It does not survive the loss of the machine, the container, or the
+control group. In these cases, the journal and `sweep` remain. It cannot work without the network, or after
+its Python environment was deleted. If the service rejects its credentials for minutes, it unlocks the
+journal, so that a `sweep` with new credentials can release the instances.
 
-It starts as `BOOTSTRAP`, on the standard library alone, and imports the HTTP stack when it has work. When it
-receives an account, it checks that this will succeed: see `rehearsal`.
+It starts as `BOOTSTRAP`, using only the standard library, and imports the HTTP stack once it has work. When
+it receives an account, it checks that this import and a connection will succeed (see `rehearsal`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from .records import JournalState, Promise, Record, decode, encode
 from .rehearsal import Rehearsals, import_lock
 
 if TYPE_CHECKING:
-    from .journal import JournalFile  # needed only after the parent's death
+    from .journal import JournalFile  # only needed after the parent's death
 
 # The package without its __init__, which would import everything. Without click, httpx does not import its
-# command line, which would take a fifth of the time that importing httpx takes.
+# command line, which would take a fifth of httpx's import time.
 BOOTSTRAP = """
 import sys, types
 sys.modules["click"] = None
@@ -54,20 +54,20 @@ main()
 
 _STDIN, _STDOUT = 0, 1
 
-# Seconds after an instance expires in which a living parent can still release it.
+# Seconds after an instance expires in which a living parent can still release it itself.
 GRACE = 5.0
 
 # Seconds to wait after the parent's death, for a request that is still in flight.
 _IN_FLIGHT_DELAY = 0.5
 
-# The dying parent may hold the lock of its journal a moment longer than the pipe. Number of retries, and
+# A dying parent may hold the lock of its journal slightly longer than the pipe. The number of retries, and
 # seconds between them.
 _LOCK_RETRIES, _LOCK_RETRY_DELAY = 20, 0.05
 
 # Seconds until the clock is read again, because the machine may have been suspended.
 _MAX_WAIT = 10.0
 
-# Seconds after a failure until a promise is tried again while the parent lives.
+# Seconds after a failure until a promise is retried while the parent lives.
 _RETRY_DELAY = 60.0
 
 # Seconds until a message that did not fit into the pipe is sent again.
@@ -81,7 +81,7 @@ Reap = Callable[
 
 
 class Reaper:
-    """The state and the decisions of the reaper, without the pipe.
+    """The state and decisions of the reaper, without the pipe.
 
     `send` sends a message to the parent, `reap` fulfills promises (`recover.reap` if it is None), and
     `rehearse` is called with each new account and the number of its message.
@@ -106,11 +106,11 @@ class Reaper:
         # Held while the state is changed or iterated: the threads change it too.
         self._lock = threading.RLock()
         self._workers: dict[str, threading.Thread] = {}  # by the key of each promise
-        self._retry_at: dict[str, float] = {}  # by the key of each promise that was worked on
+        self._retry_at: dict[str, float] = {}  # by the key of each promise worked on
         self._certificates: dict[str, int] = {}  # descriptors, by path
 
     def receive(self, message: Record) -> None:
-        """Apply a message, and acknowledge it if it was understood."""
+        """Apply a message. Acknowledge it if it was understood."""
         try:
             is_understood = self._apply(message)
         except Exception:  # noqa: BLE001  (the parent notices that there is no acknowledgment)
@@ -121,8 +121,8 @@ class Reaper:
     def _apply(self, message: Record) -> bool:
         match message.get("kind"):
             case "HELLO":
-                # Where the HTTP stack is imported from, if it is needed. The standard library stays first:
-                # the folder of an app may contain a `types.py`.
+                # The import path of the HTTP stack, in case it is needed. The standard library stays first,
+                # because an app's folder may contain a `types.py`.
                 sys.path[:] = dict.fromkeys([*sys.path, *map(str, message["path"])])
             case "JOURNAL":
                 self.journal = Path(message["journal"]) if message["journal"] else None
@@ -144,9 +144,9 @@ class Reaper:
         return None if math.isinf(due) else due
 
     def recover_due(self) -> None:
-        """Release, in a thread, what the living parent failed to release.
+        """Release, in a thread, any instances that the living parent failed to release.
 
-        It gave up, or its event loop is blocked.
+        The parent gave up, or its event loop is blocked.
         """
         now = self._wall_clock()
         due = [each for each in self._not_begun() if self._due_at(each) <= now]
@@ -161,7 +161,7 @@ class Reaper:
         return math.inf if due is None else max(due, self._retry_at.get(promise.key, due))
 
     def _work(self, promises: Sequence[Promise]) -> None:
-        """Fulfill promises while the parent lives. Those that fail are tried again after a while."""
+        """Fulfill promises while the parent lives. Failed ones are retried after a while."""
         try:
             self._recover(promises)
         finally:
@@ -171,10 +171,10 @@ class Reaper:
                     self._retry_at[promise.key] = self._wall_clock() + _RETRY_DELAY
 
     def recover_after_parent(self) -> None:
-        """Release what the dead parent left, and then remove the journal."""
+        """Release the instances of the dead parent, then remove the journal."""
         from .journal import try_lock  # noqa: PLC0415  (needed only here)
 
-        # No process reads the messages any more. If a forked child holds the pipe open, it would fill up.
+        # No process reads the messages any longer. If a forked child held the pipe open, it would fill up.
         self._send = _discard
         # Locked, so that no `sweep` works on the same promises.
         locked = try_lock(self.journal) if self.journal is not None else None
@@ -201,7 +201,7 @@ class Reaper:
         if workers and (failed := self._not_begun()):
             self._recover(failed)
         if self._locked is None and self.journal is not None:
-            # The journal was unlocked in the meantime; if a `sweep` locked it, that `sweep` removes it.
+            # The journal was unlocked in the meantime. If a `sweep` locked it, that `sweep` removes it.
             self._locked = try_lock(self.journal)
         if self._locked is not None:
             self._locked.retire(self.state)
@@ -218,7 +218,7 @@ class Reaper:
             return [each for each in self.state.promises.values() if each.key not in self._workers]
 
     def _keep_certificates(self, settings: Record) -> None:
-        """Open the file of certificates, which may be deleted before it is needed."""
+        """Open the certificate file, because it may be deleted before it is needed."""
         path = settings["environment"]["cafile"]
         if path is not None and path not in self._certificates:
             with contextlib.suppress(OSError):
@@ -231,7 +231,7 @@ class Reaper:
                 settings["environment"]["cafile"] = f"/dev/fd/{self._certificates[path]}"
 
     def _recover(self, promises: Sequence[Promise]) -> None:
-        # A copy, because this thread need not be the one that receives accounts.
+        # A copy, because a different thread may receive accounts.
         accounts = dict(self.accounts)
         self._restore_certificates(accounts)
         if self._reap is None:
@@ -243,11 +243,11 @@ class Reaper:
         self._reap(self.state, promises, accounts, self._report, self.journal)
 
     def _report(self, record: Record) -> None:
-        """Apply a record of the reaper's own, write it to the journal, and send it to a living parent."""
+        """Apply one of the reaper's own records, write it to the journal, and send it to a living parent."""
         with self._lock:
             self.state.apply(record)
         if self.journal is not None:
-            # Continue after a full disk or a deleted journal.
+            # Continue even if the disk is full or the journal was deleted.
             with contextlib.suppress(OSError):
                 flags = os.O_WRONLY | os.O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK
                 fd = os.open(self.journal, flags)
@@ -259,10 +259,10 @@ class Reaper:
 
 
 def main() -> None:
-    """Serve one parent, and exit."""
+    """Serve one parent, then exit."""
     _set_signals()
     stdin, stdout = os.dup(_STDIN), os.dup(_STDOUT)
-    # Code that the reaper imports may print, which must not mix with the messages.
+    # Imported code may print, and its output must not mix with the messages.
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (_STDIN, _STDOUT):
         os.dup2(null, fd)
@@ -274,7 +274,7 @@ def _set_signals() -> None:
         raise OSError(NO_REAPER)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    # If it is ignored, which a new process inherits, the outcome of a child is lost.
+    # An ignored SIGCHLD, which a new process inherits, would lose the outcome of a child.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
@@ -304,7 +304,7 @@ def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
 
 
 def _wait(reaper: Reaper, parent: _Parent, now: float) -> float | None:
-    """Return the seconds to wait for a message; None until there is one."""
+    """Return the seconds to wait for a message. None to wait until there is one."""
     due = reaper.next_due()
     if parent.flush():
         return _RESEND_DELAY
@@ -312,7 +312,7 @@ def _wait(reaper: Reaper, parent: _Parent, now: float) -> float | None:
 
 
 def _by_clock(message: Record, clock: SteadyClock) -> Record:
-    """Return a message with its times, which the parent took from the wall clock, converted to this clock."""
+    """Return a message with its times converted to this clock. The parent takes them from the wall clock."""
     times = {
         name: clock.from_wall_clock(value)
         for name in ("at", "expires_at")
@@ -322,9 +322,9 @@ def _by_clock(message: Record, clock: SteadyClock) -> Record:
 
 
 class _Parent:
-    """The pipe to the parent. Sending never blocks, and messages of different threads never mix.
+    """The pipe to the parent. Sending never blocks, and messages from different threads never mix.
 
-    If the pipe is full, because the parent is suspended, the messages are kept until there is room.
+    If the pipe is full because the parent is suspended, messages are kept until there is room.
     """
 
     def __init__(self, fd: int) -> None:
@@ -342,7 +342,7 @@ class _Parent:
         self.flush()
 
     def flush(self) -> bool:
-        """Send as much as there is room for, and return whether something is left."""
+        """Send as much as there is room for. Return whether anything is left."""
         with self._lock:
             try:
                 while self._unsent:
@@ -355,4 +355,4 @@ class _Parent:
 
 
 def _discard(_: Record) -> None:
-    """Send nothing."""
+    """Drop a message."""

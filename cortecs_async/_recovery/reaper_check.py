@@ -1,4 +1,4 @@
-"""Check that a reaper can run here, for a lease, and that it reaches the service, for `client.diagnose`."""
+"""Check that a reaper can run here (for a lease) and reach the service (for `client.diagnose`)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def check_platform(guard: ProtectionMode, journal: ProtectionMode) -> None:
     """Raise an error on Windows, where nothing would release the instance of a killed process.
 
     Raises:
-        GuardError: on Windows, unless the reaper is off.
-        JournalError: on Windows, if the journal is required.
+        GuardError: On Windows, unless the reaper is off.
+        JournalError: On Windows, if the journal is required.
     """
     if sys.platform == "win32":
         if guard != "off":
@@ -35,12 +35,12 @@ def check_platform(guard: ProtectionMode, journal: ProtectionMode) -> None:
 
 
 def check_reaper(sealed: Secret | None = None) -> None:
-    """Start a reaper without promises, wait for its response, and end it. Blocks.
+    """Start a reaper without promises, wait for its response, and end it again. Blocks.
 
-    With the description of an account, it must also connect to the service of this account.
+    With the description of an account, the reaper must also connect to the account's service.
 
     Raises:
-        GuardError: if no reaper can run here, or it cannot reach the service.
+        GuardError: If no reaper can run here, or it cannot reach the service.
     """
     problems: queue.SimpleQueue[str] = queue.SimpleQueue()
     reaper = ReaperProcess(lambda: None, lambda _: None, lambda _, problem: problems.put(problem))

@@ -22,26 +22,26 @@ from .._secrets import Secret
 from .reaper import BOOTSTRAP
 from .records import Record, decode, encode
 
-# Seconds to wait for a response. On a loaded machine, the reaper starts in a tenth of that.
+# Seconds to wait for a response. Even on a loaded machine, the reaper starts in a tenth of this time.
 _REAPER_ACK_TIMEOUT = 15.0
 
-# Seconds to wait until BYE is written, and then until the process exits.
+# Seconds to wait until BYE is written, and after that until the process exits.
 _BYE_TIMEOUT, _EXIT_TIMEOUT = 1.0, 2.0
 
-# Records of the reaper's own actions that change the promises.
+# The reaper's own records that change the promises.
 _ACTION_KINDS = frozenset({"CREATED", "AMBIGUOUS", "GONE"})
 
-# The reaper gets no other variables: credentials are often among them. Its proxies and certificates are those
-# that its parent has read; they come with the credentials.
+# The reaper does not get any other variables, because these often contain credentials. Its proxies and
+# certificates are the ones that its parent has read. They come with the credentials.
 _ENVIRONMENT = frozenset({"HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "LD_LIBRARY_PATH"})
 
 
 class ReaperProcess:
-    """A reaper, which can be started again when it is dead. The caller must not overlap calls.
+    """A reaper that can be started again after its death. The caller must not overlap calls.
 
-    The callbacks are called in a thread: `on_death` when the reaper died unexpectedly, `on_action` with the
-    record of an action of the reaper, and `on_rehearsed` when the reaper has tried to connect to the service
-    of an account: with the account and what went wrong, which is empty if nothing did.
+    The callbacks are called in a thread: `on_death` when the reaper dies unexpectedly, `on_action` with the
+    record of an action by the reaper, and `on_rehearsed` after the reaper has tried to connect to the service
+    of an account, with the account and the problem (empty if there is none).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ReaperProcess:
         self._on_action = on_action
         self._on_rehearsed = on_rehearsed
         self._process: subprocess.Popen[bytes] | None = None
-        self._ended: subprocess.Popen[bytes] | None = None  # closed its end of the pipe
+        self._ended: subprocess.Popen[bytes] | None = None  # a reaper that closed its end of the pipe
         self._is_ready = False
         self._last_sent = 0
         self._last_acknowledged = 0
@@ -65,14 +65,14 @@ class ReaperProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process is running, and has responded to the handshake."""
+        """Whether the process is running and has responded to the handshake."""
         return self._is_ready and self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Start a reaper without promises.
 
         Raises:
-            GuardError: if it cannot be started here.
+            GuardError: If it cannot be started here.
         """
         self.kill()
         if sys.platform == "win32":
@@ -85,7 +85,7 @@ class ReaperProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # out of reach of Ctrl-C and of a closed terminal
+                start_new_session=True,  # out of reach of Ctrl-C and of a closing terminal
                 cwd="/",
                 env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
             )
@@ -105,19 +105,19 @@ class ReaperProcess:
             raise GuardError(f"no thread can be started to listen to the reaper: {error}") from None
 
     def handshake(self) -> None:
-        """Send where the HTTP stack is imported from, and wait for the response.
+        """Send the import path of the HTTP stack, and wait for the response.
 
         Raises:
-            GuardError: if the reaper does not respond. Then it is killed.
+            GuardError: If the reaper does not respond. It is then killed.
         """
         self.send([{"kind": "HELLO", "path": import_path()}])
         self._is_ready = True
 
     def send(self, messages: Iterable[Record]) -> None:
-        """Send messages, and wait until the reaper has acknowledged all of them.
+        """Send messages and wait until the reaper has acknowledged all of them.
 
         Raises:
-            GuardError: if it does not do so in time. Then it is killed.
+            GuardError: If the reaper does not do so in time. It is then killed.
         """
         process = self._process
         if process is None or process.stdin is None:
@@ -145,14 +145,14 @@ class ReaperProcess:
         raise GuardError("the reaper did not respond")
 
     def rehearsed(self, account: str) -> str | None:
-        """Return what went wrong when the reaper connected to the service of an account.
+        """Return the problem the reaper had when connecting to the service of an account.
 
-        It is empty if nothing went wrong, and None if the reaper has not reported yet.
+        The result is empty if there was no problem, and None if the reaper has not reported yet.
         """
         return self._rehearsed.get(account)
 
     def shutdown(self) -> None:
-        """End the reaper: all promises are fulfilled."""
+        """End the reaper, because all promises are fulfilled."""
         process = self._take()
         if process is None:
             return
@@ -172,7 +172,7 @@ class ReaperProcess:
             _close_pipe(process)
 
     def kill(self) -> None:
-        """Kill a reaper that does not work."""
+        """Kill a broken reaper."""
         process = self._take()
         if process is not None:
             process.kill()
@@ -180,10 +180,10 @@ class ReaperProcess:
             _close_pipe(process)
 
     def close_in_child(self) -> None:
-        """In a forked child: close the pipe, so that the reaper sees its end when the parent dies."""
+        """Close the pipe in a forked child, so that the reaper sees its end when the parent dies."""
         process = self._process
         if process is not None and process.stdin is not None:
-            # Not `close`: a thread of the parent, which the child does not have, may have held its lock.
+            # Not `close`, because a parent's thread that does not exist in the child may have held its lock.
             devnull = os.open(os.devnull, os.O_WRONLY | O_CLOEXEC)
             os.dup2(devnull, process.stdin.fileno(), inheritable=False)
             os.close(devnull)
@@ -201,7 +201,7 @@ class ReaperProcess:
             with stream, contextlib.suppress(OSError):
                 for line in stream:
                     for message in decode(line):
-                        # A line that is not understood must not end this thread.
+                        # An unknown line must not end this thread.
                         with contextlib.suppress(KeyError, TypeError, ValueError):
                             self._receive(process, message)
             process.wait()
@@ -214,13 +214,13 @@ class ReaperProcess:
 
     def _receive(self, process: subprocess.Popen[bytes], message: Record) -> None:
         if process is not self._process:
-            return  # a detached reaper works on promises that the store no longer has
+            return  # the store no longer has the promises of a detached reaper
         if "action" in message:
             if message["action"]["kind"] in _ACTION_KINDS:
                 self._on_action(message["action"])
         elif "rehearsed" in message:
             account, problem = str(message["rehearsed"]), str(message["problem"])
-            if self._armed.get(account) == message["number"]:  # not that of earlier credentials
+            if self._armed.get(account) == message["number"]:  # not for earlier credentials
                 self._rehearsed[account] = problem
                 self._on_rehearsed(account, problem)
         else:
@@ -231,7 +231,7 @@ class ReaperProcess:
 
 
 def _missing() -> str:
-    """Return what this program lacks to start a reaper; empty if nothing."""
+    """Return what is missing for starting a reaper in this program. Empty if nothing is missing."""
     if getattr(sys, "frozen", False) or getattr(sys, "oxidized", False) or "__compiled__" in globals():
         return (
             "this program was frozen into an executable (for example, by PyInstaller), and without a Python "
@@ -249,7 +249,7 @@ def _close_pipe(process: subprocess.Popen[bytes]) -> None:
 
 
 def _send(fd: int, messages: list[Record], deadline: float) -> str:
-    """Send messages, and return what went wrong. The frames of an exception would show the secrets."""
+    """Send messages and return the problem, if any. An exception's frames would show the secrets."""
     try:
         data = encode(
             {name: value.reveal() if isinstance(value, Secret) else value for name, value in each.items()}
@@ -267,7 +267,7 @@ def _write(fd: int, data: bytes, deadline: float) -> None:
     if sys.platform == "win32":
         raise OSError(NO_REAPER)
     view = memoryview(data)
-    ready = select.poll()  # unlike `select`, it takes descriptors above 1023
+    ready = select.poll()  # unlike `select`, it supports descriptors above 1023
     ready.register(fd, select.POLLOUT)
     while view:
         if not ready.poll(max(deadline - boottime(), 0.0) * 1000):

@@ -1,9 +1,9 @@
-"""Promises as records: the format of the journal and of the pipe to the reaper.
+"""Promises as records: the format of the journal and the pipe to the reaper.
 
 A record is a JSON object with a `kind`. Applied in order, records produce a `JournalState`: the promises that
-are still open. Everything else in this package writes records, or makes decisions based on this state.
+are still open. All other modules here write records or make decisions based on this state.
 
-The reaper imports this module when it starts, so it uses little, and only of the standard library.
+The reaper imports this module when it starts, so it uses only a small part of the standard library.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Record = dict[str, Any]
 # The version of the format, in the OWNER record. Records may gain fields without a new version.
 FORMAT = 1
 
-# How a record begins, and how the first record of a journal does.
+# The first bytes of a record, and of the first record in a journal.
 _RECORD_START = b'{"'
 _OWNER_START = b'{"kind":"OWNER","format":%d,' % FORMAT
 
-# Keep at most this many baselines that no start uses yet.
+# The maximum number of baselines to keep that no start uses yet.
 _MAX_UNUSED_BASELINES = 16
 
-# Keep at most this many past ids.
+# The maximum number of past ids to keep.
 _MAX_PAST_IDS = 1000
 
 
@@ -32,24 +32,24 @@ class Promise:
     """The promise to release an instance, or to find the instance that a start created and release it.
 
     Attributes:
-        key: Its name in the journal.
-        account: Fingerprint of the base URL and client id whose credentials can fulfill it.
+        key: The name of the promise in the journal.
+        account: Fingerprint of the base URL and client id with which it can be fulfilled.
         api: The base URL, for people.
-        args: The arguments that were sent, without those left to the service; empty for a restart.
+        args: The arguments sent, without any left to the service. Empty for a restart.
         at: Unix time in seconds, just before the request was sent.
-        baseline: Name of the set of ids that existed before the start; None without a start.
-        service_at: When the baseline was read, by the service's clock, as Unix time in seconds; None if the
-            service sends no dates.
-        tag: The context length that was sent instead of that in `args`, to tag the start; None without a tag.
+        baseline: Name of the set of ids that existed before the start. None without a start.
+        service_at: The time when the baseline was read, by the service's clock, as Unix time in seconds. None
+            if the service does not send dates.
+        tag: The context length sent instead of the one in `args`, to tag the start. None without a tag.
         instance_id: None until the response to the start arrives, or its instance is found.
         goal: "gone" or "stopped".
-        expires_at: Unix time in seconds at which the instance is released, even if its owner lives; None for
+        expires_at: Unix time in seconds at which the instance is released, even if its owner lives. None for
             never.
-        held: The instance was handed over (`acquire`): it is released at `expires_at` and not before.
+        held: The instance was handed over (`acquire`). It is released at `expires_at`, not before.
         seen: A reading has shown the instance, so it does not count as missing because it is new.
-        unanswered: The start is unresolved: its response was lost, or does not say whether it worked.
-        abandoned: Its process gave up: on the search for the instance, or on its release.
-        candidates: Ids of instances of which one may be ours. Only a person can decide.
+        unanswered: The start is unresolved: its response was lost or does not show whether it worked.
+        abandoned: Its process gave up on the search for the instance or on its release.
+        candidates: Ids of instances, one of which may be ours. Only a person can decide.
     """
 
     def __init__(self, key: str, account: str, api: str, args: dict[str, Any], at: float) -> None:
@@ -71,9 +71,9 @@ class Promise:
         self.candidates: tuple[str, ...] = ()
 
     def due_at(self, *, owner_lives: bool, grace: float = 0.0) -> float | None:
-        """Return the Unix time from which another process should fulfill the promise, or None for never.
+        """Return the Unix time after which another process should fulfill the promise. None for never.
 
-        `grace` is how many seconds after `expires_at` a living owner has to release the instance itself.
+        For `grace` seconds after `expires_at`, a living owner can still release the instance itself.
         """
         if self.candidates:
             return None
@@ -91,7 +91,7 @@ class Promise:
         return due_at is not None and now >= due_at
 
     def needs_recovery(self, now: float) -> bool:
-        """Return whether `sweep`, or a person, must act, given that the owner is dead."""
+        """Return whether `sweep` or a person must act, given that the owner is dead."""
         return bool(self.candidates) or self.abandoned or self.is_due(now, owner_lives=False)
 
 
@@ -100,12 +100,12 @@ class JournalState:
 
     Attributes:
         baselines: Sets of ids, by the names that promises refer to.
-        past_ids: Instances whose promises are closed, oldest first: the URL of the service (None if it is not
-            known), and the id. A list may still show them: for a while after their deletion, or forever if
-            they were handed over. No search may take them.
+        past_ids: Instances whose promises are closed, oldest first: the URL of the service (None if unknown)
+            and the id. A list may still show such an instance for a while after its deletion, or permanently
+            if it was handed over. No search may take it.
         owner: The record of the process that made the promises.
         is_orphaned: Whether the reaper has taken over from a dead owner.
-        num_unreadable: Number of lines of the journal that were not understood.
+        num_unreadable: Number of journal lines that were not understood.
     """
 
     def __init__(self) -> None:
@@ -118,12 +118,12 @@ class JournalState:
 
     @property
     def has_other_format(self) -> bool:
-        """Whether the journal says that it has another format than this version writes."""
+        """Whether the journal's format differs from the one that this version writes."""
         return bool(self.owner.get("format", FORMAT) != FORMAT)
 
     @property
     def problem(self) -> str:
-        """Why the journal must not be removed or rewritten; empty if all of it is understood."""
+        """The reason why the journal must not be removed or rewritten. Empty if all of it is understood."""
         if self.has_other_format:
             return f"another version of this package wrote it (format {self.owner['format']!r})"
         if "format" not in self.owner:
@@ -132,11 +132,11 @@ class JournalState:
 
     @property
     def owner_name(self) -> str:
-        """Host and process id of the owner, for people."""
+        """The host and process id of the owner, for people."""
         return f"{self.owner.get('host', '?')}, process {self.owner.get('pid', '?')}"
 
     def apply(self, record: Record) -> bool:
-        """Apply a record. Return False, and change nothing, if it is not understood."""
+        """Apply a record. If it is not understood, return False without a change."""
         apply = _APPLY.get(str(record.get("kind")))
         if apply is None:
             return False
@@ -147,24 +147,24 @@ class JournalState:
         return True
 
     def has_unresolved(self) -> bool:
-        """Return whether the instance of a start is still searched for."""
+        """Return whether the search for a start's instance is still open."""
         return any(each.instance_id is None and not each.candidates for each in self.promises.values())
 
     def close(self, key: str) -> None:
-        """Remove a promise, and add its instance to the past ids."""
+        """Remove a promise and add its instance to the past ids."""
         promise = self.promises.pop(key, None)
         if promise is not None and promise.instance_id is not None:
             self.add_past(promise.instance_id, promise.api)
 
     def add_past(self, instance_id: str, api: str | None = None) -> None:
-        """Add an instance whose promise is closed to the past ids. Other services may use the same id."""
+        """Add the instance of a closed promise to the past ids. Other services may use the same id."""
         self.past_ids.pop((api, instance_id), None)
         self.past_ids[api, instance_id] = None
         if len(self.past_ids) > _MAX_PAST_IDS:
             del self.past_ids[next(iter(self.past_ids))]
 
     def baseline_of(self, promise: Promise) -> frozenset[str] | None:
-        """Return the ids that existed before the start of a promise; None if they are not known any more."""
+        """Return the ids that existed before the start of a promise, or None if they are no longer known."""
         # Starts that share a baseline share one set, because each may hold it for a long time.
         return self.baselines.get(promise.baseline or "")
 
@@ -174,7 +174,7 @@ class JournalState:
         for api in dict.fromkeys(each for each, _ in self.past_ids):
             ids = [instance_id for each, instance_id in self.past_ids if each == api]
             records.append({"kind": "PAST", "api": api, "ids": ids})
-        # Each baseline just before its first start: when the records are applied, unused ones may be dropped.
+        # Each baseline directly before its first start, because unused ones may be dropped on applying.
         baselines = {
             name: {"kind": "BASELINE", "baseline": name, "ids": sorted(ids)}
             for name, ids in self.baselines.items()
@@ -264,7 +264,7 @@ def _apply_created(state: JournalState, record: Record) -> None:
     promise = promise or _new_promise(record)
     promise.expires_at = None if expires_at is None else float(expires_at)
     promise.goal, promise.instance_id = goal, instance_id
-    promise.held = False  # we are responsible again
+    promise.held = False  # this package manages it again
     state.promises[promise.key] = promise
 
 
@@ -318,7 +318,7 @@ def _apply_orphaned(state: JournalState, _: Record) -> None:
 
 
 def _apply_note(_: JournalState, __: Record) -> None:
-    """Do nothing: a note tells people what the reaper does."""
+    """Do nothing, because a note only shows people the reaper's steps."""
 
 
 _APPLY = {
@@ -340,15 +340,15 @@ _APPLY = {
 
 
 def encode(records: Iterable[Record]) -> bytes:
-    """Return records as lines."""
+    """Encode records as lines."""
     return b"".join(json.dumps(each, separators=(",", ":")).encode() + b"\n" for each in records)
 
 
 def decode(data: bytes) -> list[Record]:
     """Return the records in lines.
 
-    A last line without its end is left out: it was torn while it was written. So is any other line that
-    cannot be read, such as blocks of zeros after a power loss.
+    A last line without its end is left out, because it was torn during writing. Any other unreadable line is
+    left out too, such as blocks of zeros after a power loss.
     """
     return [record for record in map(_decode_line, data.split(b"\n")[:-1]) if record is not None]
 
@@ -362,9 +362,9 @@ def _decode_line(line: bytes) -> Record | None:
 
 
 def fold(data: bytes) -> JournalState:
-    """Return the state that the records of a journal produce.
+    """Return the state produced by a journal's records.
 
-    Of a journal in another format, the instances that it names count as past ids: no search may take them.
+    In a journal of a different format, the named instances count as past ids, so no search takes them.
     """
     state = JournalState()
     *lines, rest = data.split(b"\n")
@@ -382,16 +382,16 @@ def fold(data: bytes) -> JournalState:
 
 
 def is_torn(rest: bytes) -> bool:
-    """Return whether the end of a journal, after its last line, is a record that was not written in full.
+    """Return whether the end of a journal, after its last line, is a partly written record.
 
-    A process died while it wrote the record, or a power loss left zeros in place of its end. The process has
-    not acted on it. Also true if there is no such rest.
+    A process died while writing the record, or a power loss left zeros in place of its end. The process has
+    not acted on the record. Also true if there is no such rest.
     """
     return _begins_like(rest, _RECORD_START)
 
 
 def is_draft(data: bytes) -> bool:
-    """Return whether this is a journal that was not written in full, or whose records are all understood."""
+    """Return whether this is a partly written journal, or a journal of known records only."""
     return _begins_like(data, _OWNER_START) and (b"\n" not in data or not fold(data).problem)
 
 

@@ -1,9 +1,9 @@
-"""Release what dead processes left: `Recovery`, which the reaper and `sweep` share.
+"""Release the instances of dead processes with `Recovery`, shared by the reaper and `sweep`.
 
-For each promise, `Recovery` releases the instance if its id is known. Otherwise it polls the list until it
+For each promise, `Recovery` releases the instance if its id is known. Otherwise, it polls the list until it
 is certain which instance the start created, and releases that one. An instance may appear minutes after its
-start was sent: the service may be slow to carry it out, or to list it. `reap` does this in the reaper's
-process.
+start was sent, because the service may be slow to process the start or to list the instance. `reap` does this
+in the reaper's process.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from .records import JournalState, Promise, Record
 from .refusal import RefusalWatch
 from .search import Search
 
-# Seconds after which a failing teardown is reported and begins again.
+# Seconds after which a failing teardown is reported and starts again.
 _TEARDOWN_TIMEOUT = 600.0
 
-# The holder of an acquired instance may delete it before it expires: seconds between two polls, and for one.
+# The holder of an acquired instance may delete it early. Seconds between two polls for that, and per poll.
 _HELD_POLL_INTERVAL, _HELD_POLL_TIMEOUT = 300.0, 30.0
 
-# Number of consecutive polls that must find it missing. A single one may be an error of the service.
+# The number of consecutive polls that must find it missing. A single one may be a service error.
 _REQUIRED_ABSENCES = 2
 
 # Seconds until the reaper gives up. Unfulfilled promises stay in the journal. A service on this machine is
-# most likely an emulator, which ended together with its program.
+# most likely an emulator that ended together with its program.
 _REAPER_TIMEOUT, _LOCAL_REAPER_TIMEOUT = 24 * 3600.0, 300.0
 
-# Seconds until the reaper tries credentials again that the service has refused.
+# Seconds until the reaper retries rejected credentials.
 _REFUSED_PAUSE = 600.0
 
-# Seconds in which a rehearsal must connect to the service.
+# Seconds for a rehearsal to connect to the service.
 _CONNECT_TIMEOUT = 5.0
 
 if TYPE_CHECKING:
@@ -61,14 +61,14 @@ if TYPE_CHECKING:
 
 @define(eq=False)
 class Recovery:
-    """Fulfills promises of one account.
+    """Fulfills the promises of one account.
 
     Attributes:
         instances: Sends the requests, without retries.
         foreign_claims: Returns the claims of other processes. Called before and after each list request.
-        decision_lock: Returns the lock for decisions; see `locks.decision_lock`.
+        decision_lock: Returns the lock for decisions (see `locks.decision_lock`).
         note: Receives each step as a text for people.
-        timeout: Seconds until it gives up on a promise.
+        timeout: Seconds after which it gives up on a promise.
         results: The promises that are done.
     """
 
@@ -81,7 +81,7 @@ class Recovery:
     results: dict[PendingPromise, RecoveryResult] = field(factory=dict)
 
     async def run(self, promises: Iterable[PendingPromise]) -> dict[PendingPromise, RecoveryResult]:
-        """Fulfill these promises in parallel, and return the outcome of each."""
+        """Fulfill these promises in parallel and return the outcome of each."""
         unresolved: list[PendingPromise] = []
         claimed: set[str] = set()
         async with anyio.create_task_group() as tasks:
@@ -170,7 +170,7 @@ class Recovery:
 
 
 class _SharedJournal:
-    """The journal of the reaper's parent, in which a `sweep` may record what it does about the promises."""
+    """The journal of the reaper's parent. A `sweep` may record its own actions there."""
 
     def __init__(self, state: JournalState, path: Path | None, keys: set[str]) -> None:
         self._state = state
@@ -178,18 +178,18 @@ class _SharedJournal:
         self._keys = keys
         self._others: OtherProcesses | None = None
         if path is not None:
-            # Not all could be written.
+            # Some of them may not have been written.
             written = frozenset(keys & (open_promises(path) or {}).keys())
             self._others = OtherProcesses(state, path, written)
 
     def catch_up(self, *, now: bool = False) -> None:
-        """Apply what a `sweep` has done, which may have got the lock first, or work without it."""
+        """Apply the actions of a `sweep`, which may have taken the lock first or work without it."""
         # A living owner may have replaced the journal.
         if self._others is not None and self._state.is_orphaned:
             self._others.catch_up(now=now)
 
     def claims(self, api: str) -> ForeignClaims:
-        """Return the claims of all promises but those of this reaper."""
+        """Return the claims of all promises except this reaper's own."""
         self.catch_up(now=True)
         foreign = foreign_states(self._path.parent, without={self._path}) if self._path is not None else []
         return collect_foreign_claims(api, [(self._state, self._keys), *((each, ()) for each in foreign)])
@@ -208,7 +208,7 @@ def reap(
     unlock_journal: Callable[[], None] = lambda: None,
     wall_clock: WallClock = time.time,
 ) -> None:
-    """Fulfill the reaper's promises with the settings and credentials in `accounts`, or give up on them."""
+    """Fulfill the reaper's promises with the settings and credentials in `accounts`, or give up."""
 
     async def run() -> None:
         async with anyio.create_task_group() as tasks:
@@ -221,16 +221,16 @@ def reap(
 
 
 def preload() -> None:
-    """Import what `reap` imports when it runs."""
+    """Import the same modules as `reap`."""
     anyio.run(anyio.sleep, 0)
     importlib.import_module("cortecs_async._http.client")
 
 
 def rehearse(account: Record) -> str:
-    """Connect to the service of an account as `reap` would, and return what went wrong, or an empty string.
+    """Connect to the service of an account as `reap` would. Return the problem, or an empty string.
 
-    Nothing is sent. An open connection is enough, with TLS and through the proxy if there are any, whatever
-    the service would answer. If it cannot connect, this tries again for a few seconds.
+    No request is sent. An open connection is enough, with TLS and through the proxy if there are any,
+    whatever the service would respond. If the connection fails, this retries for a few seconds.
     """
     return anyio.run(_connect, account)
 
@@ -273,11 +273,11 @@ async def reap_account(
     http_client: HTTPClient | None = None,
     wall_clock: WallClock = time.time,
 ) -> None:
-    """Fulfill the reaper's promises of one account, with the settings and credentials in `account`.
+    """Fulfill the reaper's promises for one account, with the settings and credentials in `account`.
 
-    If the service refuses the credentials, this returns while the owner lives, which may send new ones. After
-    the owner's death, it calls `unlock_journal`, so that a `sweep` with new credentials can take over.
-    Without the lock, it tries again now and then: the service may have been wrong.
+    If the service rejects the credentials while the owner lives, this returns, because the owner may send new
+    ones. After the owner's death, it calls `unlock_journal`, so that a `sweep` with new credentials can take
+    over. Without the lock, it still retries occasionally, because the service may have been wrong.
     """
 
     def note(text: str) -> None:

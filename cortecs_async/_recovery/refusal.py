@@ -1,7 +1,7 @@
-"""Notice that the service refuses the credentials of a dead process, for `recover.reap_account`.
+"""Detect that the service rejects the credentials of a dead process, for `recover.reap_account`.
 
-A refusal may be an error of the service, or of something in between. So the credentials only count as refused
-after several refusals in the service's own words, minutes apart, with no success in between.
+A refusal may be a mistake by the service, or by a machine in between. So the credentials count as rejected
+only after several refusals by the service itself, minutes apart and with no success in between.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from .._api.resources import Send
 from .._errors import APIStatusError, AuthenticationError, BadRequestError, PermissionDeniedError
 from .._http.messages import EXCHANGE_PATH, Call, Reply
 
-# Number of refusals in a row, and seconds from the first to the last.
+# The minimum number of refusals in a row, and the minimum seconds from the first to the last.
 _MIN_REFUSALS, _MIN_REFUSED_TIME = 5, 120.0
 
 
 class RefusalWatch:
-    """Sends requests, and cancels `scope` once the service has refused the credentials.
+    """Sends requests and cancels `scope` once the service has rejected the credentials.
 
     Attributes:
         scope: The scope of the work that sends the requests.
-        is_refused: Whether the credentials count as refused.
+        is_refused: Whether the credentials count as rejected.
         refusal: The last refusal.
     """
 
@@ -34,7 +34,7 @@ class RefusalWatch:
         self._since = 0.0
 
     async def send(self, call: Call) -> Reply:
-        """Send a request, and return or raise its outcome."""
+        """Send a request and return or raise its outcome."""
         try:
             reply = await self._send(call)
         except APIStatusError as error:
@@ -56,7 +56,7 @@ class RefusalWatch:
 
 
 def is_refusal(error: APIStatusError) -> bool:
-    """Return whether the service says that it does not accept the credentials."""
+    """Return whether the service itself rejects the credentials."""
     if not error.has_json_body:
         return False
     if isinstance(error, BadRequestError):

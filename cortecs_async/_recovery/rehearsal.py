@@ -1,8 +1,8 @@
-"""Rehearsals: the reaper checks that it can connect to the service, before it is needed.
+"""Rehearsals: the reaper checks that it can connect to the service before that is needed.
 
 When the reaper receives an account, it forks a child. The child imports the HTTP stack, creates the HTTP
-client, and connects, all as the reaper would after the death of its parent, and reports what went wrong.
-Then it exits, so the reaper itself stays small. What the child does is `recover.rehearse`.
+client, and connects, as the reaper would after its parent's death. It reports any problem and exits, so the
+reaper itself stays small. The child runs `recover.rehearse`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from collections.abc import Callable, Iterable
 from .._platform import NO_REAPER
 from .records import Record
 
-# Seconds after which a rehearsal that does not end is killed.
+# Seconds after which a rehearsal is killed.
 _TIMEOUT = 15
 
-# Rehearsals at the same time. Each takes 0.2 seconds of CPU time.
+# Maximum number of parallel rehearsals. Each takes 0.2 seconds of CPU time.
 _MAX_CHILDREN = 2
 
-# Held while the reaper forks, and while it imports.
+# Held while the reaper forks or imports.
 import_lock = threading.Lock()
 
 
 class Rehearsals:
     """The rehearsals in progress. `send` sends each outcome to the parent.
 
-    `closed_in_child` are the pipes of the reaper: a child must not hold them open.
+    `closed_in_child` are the reaper's pipes. A child must not hold them open.
     """
 
     def __init__(self, send: Callable[[Record], None], closed_in_child: Iterable[int]) -> None:
         self._send = send
         self._closed_in_child = tuple(closed_in_child)
-        self._children: dict[int, tuple[int, Record]] = {}  # process id and answer, by file descriptor
+        self._children: dict[int, tuple[int, Record]] = {}  # process id and reply, by file descriptor
         self._waiting: deque[tuple[str, Record, int]] = deque()  # arguments of `begin`
 
     @property
@@ -47,7 +47,7 @@ class Rehearsals:
         return list(self._children)
 
     def begin(self, account: str, settings: Record, number: int) -> None:
-        """Begin a rehearsal for an account. `number` is that of its message."""
+        """Begin a rehearsal for an account. `number` is the number of its message."""
         if sys.platform == "win32":
             raise OSError(NO_REAPER)
         answer = {"rehearsed": account, "number": number}
@@ -73,7 +73,7 @@ class Rehearsals:
         self._children[fd] = pid, answer
 
     def end(self, fd: int) -> None:
-        """Send the outcome of a child that has ended."""
+        """Send the outcome of an ended child."""
         pid, answer = self._children.pop(fd)
         with open(fd, "rb") as file:
             data = file.read()
@@ -105,7 +105,7 @@ def _perform(settings: Record, result: int, closed_in_child: Iterable[int]) -> N
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_TIMEOUT)
-        # While the child lives, it must not hold the pipes of the reaper open.
+        # The child must not hold the reaper's pipes open.
         null = os.open(os.devnull, os.O_RDWR)
         for fd in closed_in_child:
             os.dup2(null, fd)

@@ -1,8 +1,8 @@
 """Search for the instances of unresolved starts, for `recover`.
 
-An instance is attributed to a start when that is certain, and a start is closed when it is certain that its
-instance will not appear. Both need more than one list: reading lags behind writing, replicas may disagree,
-and a service that was down may carry out late what it received before.
+An instance is attributed to a start once that is certain, and a start is closed once it is certain that its
+instance will not appear. Both need more than one list: reads lag behind writes, replicas may disagree, and a
+service that was down may process earlier requests late.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ from .._errors import RateLimitError
 from .claims import ForeignClaims, unresolved_start_of
 from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of
 
-# Seconds after the search began, and seconds for which an instance must have been listed, before it is
-# attributed to a start: another candidate may appear, and a process that has just started it may not have
-# recorded it yet.
+# Before an instance is attributed to a start, minimum seconds since the search began, and minimum seconds for
+# which the instance was listed: another candidate may appear, and the process that started the instance may
+# not have recorded it yet.
 _MIN_SEARCH, _MIN_LISTED = 10.0, 5.0
 
-# An outage lasts at least this many seconds. After it, the service may still carry out what it received
-# before, for this many seconds.
+# The minimum duration of an outage in seconds, and the seconds after it in which the service may still
+# process requests received before.
 _MIN_OUTAGE, _AFTER_OUTAGE = 10.0, 60.0
 
-# Seconds after the request from which an instance is attributed to a start only if its timestamp or its tag
-# confirms it: someone else may have started an equal one since.
+# Seconds after the request from which an instance is attributed to a start only if its timestamp or tag
+# confirms it, because someone else may have started an identical one since then.
 _MAX_UNCONFIRMED_AGE = 3600.0
 
-# Seconds to wait longer while the instance may belong to a start that is in progress.
+# Additional seconds to wait while the instance may belong to a start in progress.
 _CONTESTED_GRACE = 60.0
 
-# Seconds between two lists: a tenth of those since the last request, from the first number to the second.
-# After failures, at most the third. While lists disagree, at most the fourth.
+# Seconds between two lists: a tenth of the seconds since the last request, but at least the first number and
+# at most the second. After failures, at most the third. While lists disagree, at most the fourth.
 _LIST_INTERVAL, _SLOW_LIST_INTERVAL, _MAX_LIST_INTERVAL, _AGREEMENT_INTERVAL = 0.5, 5.0, 10.0, 1.0
 
-# Seconds. A response with a longer `Retry-After` must not suspend the search.
+# In seconds. A response with a longer `Retry-After` must not suspend the search.
 _MAX_RETRY_AFTER = 60.0
 
 
 @define(eq=False, kw_only=True)
 class Search:
-    """Searches for the instances of unresolved starts of one account.
+    """Searches for the instances of an account's unresolved starts.
 
-    The first attributes are those of `Recovery`.
+    The first attributes are the same as in `Recovery`.
 
     Attributes:
-        pending: The promises without an instance. A promise is removed when it is decided.
-        claimed: The instances of all promises. Each one that is found is added.
-        results: Receives the outcome of each promise whose instance is not found.
+        pending: The promises without an instance. A promise is removed once it is decided.
+        claimed: The instances of all promises. Each found instance is added.
+        results: The outcome of each promise whose instance is not found is added here.
         on_found: Called with a promise and the id of its instance.
     """
 
@@ -79,17 +79,17 @@ class Search:
     claimed: set[str]
     results: dict[PendingPromise, RecoveryResult]
     on_found: Callable[[PendingPromise, str], object]
-    # Longer than the pause between lists, so that one list that lacks an instance decides nothing.
+    # Longer than the pause between lists, so that a single list without the instance decides nothing.
     _recent: RecentLists = field(factory=lambda: RecentLists(3 * _SLOW_LIST_INTERVAL))
     _began: float = 0.0
-    # When the current run of lists began, and that of failures.
+    # The time when the current run of lists began, and the time when the current run of failures began.
     _listed_since: float | None = None
     _failing_since: float | None = None
     # Whether the last lists disagree about an instance.
     _disagree: bool = False
-    # Seconds that the service asked to wait, if its last answer was a 429.
+    # The wait in seconds that the service asked for, if its last response was a 429.
     _retry_after: float | None = None
-    # Until when an instance may appear for other reasons than the time since the request.
+    # The time until which an instance may appear for reasons other than the time since the request.
     _appears_until: float = 0.0
 
     async def run(self) -> None:
@@ -126,7 +126,7 @@ class Search:
         try:
             listing = await self.instances.list()
         except RateLimitError as error:
-            # The service works: this is not an outage, and does not interrupt a series of lists.
+            # The service works, so this is not an outage and does not interrupt a series of lists.
             self._retry_after = min(error.retry_after or 0.0, _MAX_RETRY_AFTER)
             return None
         except Exception as error:  # noqa: BLE001  (also those of a credential provider or a transport)
@@ -149,12 +149,12 @@ class Search:
         final_at: Mapping[PendingPromise, float],
         now: float,
     ) -> None:
-        """Record what is certain, while no other process decides."""
+        """Record certain outcomes while no other process decides."""
         self._disagree = False
         with self.decision_lock():
             claims = self.foreign_claims().with_earlier(earlier)
             self._drop_decided()
-            # Each time, because the owner, if it lives, may learn that the service returns no tags.
+            # Repeated each time, because a living owner may learn that the service does not return tags.
             starts = {each: unresolved_start_of(each.state, each.promise) for each in self.pending}
             outcomes = match_starts(starts, listing, self.claimed, claims=claims, now=self.wall_clock())
             ends = {each: max(final_at[each], self._appears_until) for each in self.pending}
@@ -167,7 +167,7 @@ class Search:
             del self.pending[pending]
 
     def _drop_decided(self) -> None:
-        """Leave out the promises whose instance someone else has found, such as the owner."""
+        """Leave out the promises whose instance another process has found, such as the owner."""
         for pending in list(self.pending):
             promise = pending.state.promises.get(pending.promise.key)
             if promise is None:
@@ -176,15 +176,15 @@ class Search:
             elif promise.instance_id is not None:
                 del self.pending[pending]
                 self.claimed.add(promise.instance_id)
-                # The one who found it may fail to release it.
+                # The process that found it may fail to release it.
                 self.on_found(pending, promise.instance_id)
 
     def _record(
         self, outcomes: Mapping[PendingPromise, Outcome], ends: Mapping[PendingPromise, float], now: float
     ) -> Iterator[tuple[PendingPromise, Instance]]:
-        """Record what is certain, and yield the instances to release.
+        """Record certain outcomes and yield the instances to release.
 
-        `ends` is when each search ends. An instance that appears later is left alone.
+        `ends` is the time when each search ends. An instance that appears later is left alone.
         """
         is_early = now < self._began + _MIN_SEARCH
         # Not after a single list.
@@ -222,11 +222,11 @@ def match_starts(
     claims: ForeignClaims,
     now: float,
 ) -> dict[PendingPromise, Outcome]:
-    """Return the instance that each unresolved start of a dead process created, if that is certain.
+    """Return the instance created by each unresolved start of a dead process, if it is certain.
 
-    `claimed` are the instances of other promises of these processes, and `claims` those of other processes;
-    `now` is the Unix time in seconds by the clock of this machine. The result is None if no visible instance
-    can have been created by the start.
+    `claimed` are the instances of other promises of these processes, and `claims` the claims of other
+    processes. `now` is the Unix time in seconds by this machine's clock. The result is None if the start
+    could not have created any visible instance.
     """
     unclaimed = [each for each in listing if each.instance_id not in claimed]
     others = [*unresolved.values(), *claims.unresolved, *claims.in_progress]

@@ -1,8 +1,8 @@
-"""The open promises of this process, in three places: memory, the journal and the reaper.
+"""The open promises of this process, in three places: memory, the journal, and the reaper.
 
 There is one `PromiseStore` per process and state directory. Any thread and any event loop can queue a record
-without waiting; `commit` then writes everything that is queued, with one sync of the journal and one
-acknowledgment of the reaper. `promises` is what a client uses of it.
+without waiting; `commit` then writes the whole queue, with one sync of the journal and one
+acknowledgment by the reaper. Clients use the store through `promises`.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from .locks import decision_lock
 from .reaper_process import ReaperProcess
 from .records import JournalState, Promise, Record
 
-# The journal is rewritten without closed promises when it exceeds FACTOR x its size after the last rewrite +
+# The journal is rewritten without closed promises once it exceeds FACTOR x its size after the last rewrite +
 # SLACK bytes.
 _REWRITE_FACTOR, _REWRITE_SLACK = 4, 1 << 18
 
-# After more than this number of reaper deaths within this many seconds, the reaper is no longer replaced.
+# After more than this many reaper deaths within this many seconds, the reaper is no longer replaced.
 _MAX_REAPER_DEATHS, _REAPER_DEATHS_WINDOW = 5, 60.0
 
-# Seconds. A smaller change of the wall clock is not a jump.
+# In seconds. A smaller change of the wall clock is not a jump.
 _CLOCK_TOLERANCE = 1.0
 
-# Records that must survive a power loss, as must those with `durable`. Losing any other record only costs
+# Records that must survive a power loss, like any record with `durable`. Losing any other record only costs
 # extra requests.
 _DURABLE_KINDS = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED", "AMBIGUOUS"})
 
 
 class PromiseStore:
-    """The open promises of a process. Clients `join` it before they use it, and `leave` it after.
+    """The open promises of a process. Clients `join` it before use and `leave` it afterward.
 
     The garbage collector may release a lease at any moment, in any thread, even in the middle of a method of
-    this class. So what a release calls then (`is_open` and `put`) takes no lock.
+    this class. So the methods that such a release calls (`is_open` and `put`) do not take a lock.
 
     Attributes:
         state: The committed records.
-        committed: Number of records that were committed.
-        is_reaper_wanted: Whether to start the reaper even before there is a promise, so that it is ready.
-        journal_problem: Why there is no journal at the moment, or None.
-        reaper_problem: Why there is no reaper at the moment, or None.
-        generation: Number of forks since it was created: in a forked child, its clients must join again.
+        committed: The number of committed records.
+        is_reaper_wanted: Whether to start the reaper before there is a promise, so that it is ready.
+        journal_problem: The reason why there is currently no journal, or None.
+        reaper_problem: The reason why there is currently no reaper, or None.
+        generation: The number of forks since it was created. In a forked child, its clients must join again.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class PromiseStore:
         self._uses_journal = journal
         self._uses_reaper = guard
         self._wall_clock = wall_clock
-        # A clock that is not the system's does not jump.
+        # A clock other than the system's does not jump.
         self._steady_clock = boottime if wall_clock is time.time else wall_clock
         self.generation: int = 0
         self._reset()
@@ -72,7 +72,7 @@ class PromiseStore:
         self._clients_lock = threading.Lock()
         self._queue: deque[Record] = deque()
         self._taken = 0  # from the queue
-        # By key: the wall clock minus the steady one when the times of a promise were read.
+        # By key: the wall clock minus the steady clock when a promise's times were read.
         self._clock_offsets: dict[str, float] = {}
         self.committed: int = 0
         self.state: JournalState = JournalState()
@@ -80,7 +80,7 @@ class PromiseStore:
         self._rewritten_size = 0
         self._reaper = ReaperProcess(self._on_reaper_death, self.put, self._on_rehearsed)
         self.is_reaper_wanted: bool = False
-        self._unreachable: dict[str, str] = {}  # by account: why its reaper cannot reach the service
+        self._unreachable: dict[str, str] = {}  # by account: the problem in reaching the service
         self._credential_records: dict[str, Record] = {}  # by account
         self._sent_path: Path | None = None  # the journal that the reaper knows
         self._reaper_deaths: list[float] = []
@@ -90,13 +90,13 @@ class PromiseStore:
         self.reaper_problem: str | None = None
 
     def join(self) -> int:
-        """Add a client, and return the current `generation`."""
+        """Add a client and return the current `generation`."""
         with self._clients_lock:
             self._clients += 1
             return self.generation
 
     def new_key(self) -> str:
-        """Return a key that no promise and no baseline of this process has."""
+        """Return a key that no promise or baseline in this process uses."""
         return f"{os.getpid()}-{next(self._key_numbers)}"
 
     def put(self, record: Record) -> None:
@@ -105,8 +105,8 @@ class PromiseStore:
 
     @property
     def queued(self) -> int:
-        """Number of records that were queued, or one more."""
-        # In this order, so that a record that a commit takes meanwhile is not left out.
+        """The number of records queued so far, or one more."""
+        # In this order, so that a record taken by a parallel commit is not left out.
         return len(self._queue) + self._taken
 
     def key_of(self, instance_id: str) -> str | None:
@@ -136,15 +136,15 @@ class PromiseStore:
         return foreign_states(self.directory, without={*own, *without})
 
     def decision_lock(self) -> AbstractContextManager[None]:
-        """Return the lock for decisions about instances; see `locks.decision_lock`."""
+        """Return the lock for decisions about instances (see `locks.decision_lock`)."""
         return decision_lock(self.directory) if self._uses_journal else nullcontext()
 
     def commit(self, *, wait: bool = True) -> None:
-        """Write the queued records to the journal, and send them to the reaper. Blocks.
+        """Write the queued records to the journal and send them to the reaper. Blocks.
 
         Without `wait`, do nothing if another thread, or a caller of this one, is committing.
 
-        Never raises: `journal_problem` and `reaper_problem` say what went wrong.
+        Never raises. `journal_problem` and `reaper_problem` contain any problems.
         """
         if not self._commit_lock.acquire(blocking=wait):
             return
@@ -160,7 +160,7 @@ class PromiseStore:
             self._commit_lock.release()
 
     def _apply_queue(self) -> tuple[list[Record], list[Record]]:
-        """Apply the queued records, and return those with credentials, and the others."""
+        """Apply the queued records. Return the ones with credentials, and the others."""
         credential_records: list[Record] = []
         records: list[Record] = []
         while self._queue:
@@ -176,7 +176,7 @@ class PromiseStore:
                     self._clock_offsets.pop(str(record["entry"]), None)
                 elif "at" in record:
                     self._clock_offsets[str(record.get("entry"))] = self._clock_offset()
-            # Only now, so that `is_open` finds it in one place or the other.
+            # Only now, so that `is_open` finds the record in one place or the other.
             self._taken += 1
             self._queue.popleft()
         return credential_records, records
@@ -185,9 +185,9 @@ class PromiseStore:
         return self._wall_clock() - self._steady_clock()
 
     def _by_clock(self, record: Record) -> Record:
-        """Return a record with its times by the wall clock as it is set now.
+        """Return a record with its times converted to the current wall clock.
 
-        The reaper converts them to a clock that does not jump, and takes the wall clock for that.
+        The reaper converts them from the wall clock to a clock that does not jump.
         """
         offset = self._clock_offset()
         shift = offset - self._clock_offsets.get(str(record.get("entry")), offset)
@@ -195,10 +195,10 @@ class PromiseStore:
         return {**record, **times} if abs(shift) > _CLOCK_TOLERANCE else record
 
     def _merged(self, record: Record) -> Record:
-        """Return the description of an account as the reaper gets it.
+        """Return the description of an account to send to the reaper.
 
-        Another client of the same account may have other proxies, certificates or headers. They must not
-        replace those with which the reaper has reached the service, while it may need them.
+        Another client for the same account may have different proxies, certificates, or headers. While the
+        reaper may need the ones with which it has reached the service, they must not be replaced.
         """
         account = record["account"]
         known = self._credential_records.get(account)
@@ -208,11 +208,11 @@ class PromiseStore:
         return {**record, "sealed": with_network_of(record["sealed"], known["sealed"])}
 
     def rehearsed(self, account: str) -> str | None:
-        """Return what `ReaperProcess.rehearsed` does, of the current reaper."""
+        """Return the result of `ReaperProcess.rehearsed` for the current reaper."""
         return self._reaper.rehearsed(account)
 
     def leave(self) -> None:
-        """Remove a client. The last one ends the reaper and removes the journal if no promise is open."""
+        """Remove a client. The last one ends the reaper, and removes the journal if no promise is open."""
         self.commit()
         with self._commit_lock:
             with self._clients_lock:
@@ -234,7 +234,7 @@ class PromiseStore:
     def count_orphans(self, api: str, account: str) -> int:
         """Return the number of open promises in the journals of dead owners.
 
-        Only promises of this service and account count, or those of all accounts if `account` is empty.
+        Only promises for this service and account count, or for all accounts if `account` is empty.
         """
         total, now = 0, self._wall_clock()
         for path, state in read_journals(self.directory):
@@ -249,7 +249,7 @@ class PromiseStore:
         return total
 
     def after_fork(self) -> None:
-        """In a forked child: leave the parent's promises, journal and reaper to the parent."""
+        """Leave the parent's promises, journal, and reaper to the parent, in a forked child."""
         self._reaper.close_in_child()
         if self._journal is not None:
             self._journal.close_copy()
@@ -290,7 +290,7 @@ class PromiseStore:
                 self._start_reaper()
             return
         path_message = self._path_message()
-        # The owner is known since the journal was created, which is perhaps later than the reaper.
+        # The owner is known once the journal is created, which may be later than the reaper.
         owner = [self.state.owner] if path_message and self.state.owner else []
         messages = [*path_message, *owner, *credential_records, *records]
         if not messages:
@@ -366,10 +366,9 @@ def store_for(
         return _stores[key]
 
 
-# Held while the pipe to a reaper or a locked journal is opened. A child that is forked at that moment would
-# keep it open: the reaper would not see the end of the pipe, and the lock would suggest a living owner.
-# Reentrant, because the reaper itself may be started with a fork that runs the functions below: gevent's
-# `subprocess` does that.
+# Held while the pipe to a reaper or a locked journal is opened. A child forked at that moment would keep it
+# open: the reaper would not see the end of the pipe, and the lock would suggest a living owner. Reentrant,
+# because starting the reaper may itself fork and run the functions below, as gevent's `subprocess` does.
 _fork_lock = threading.RLock()
 
 

@@ -1,12 +1,13 @@
-"""Sweep: release what dead processes left, according to the journals that `dead_journals` finds.
+"""Sweep: release the instances of dead processes, based on the journals that `dead_journals` finds.
 
-`sweep` takes each promise of a journal whose lock is free, and each that this process gave up on. It skips
-promises of other accounts, and held instances that have not expired; `Recovery` fulfills the rest. A dry run
-decides in the same way, but from one list, or from two if an instance is missing, and touches nothing.
+`sweep` takes each promise in a journal whose lock is free, and each promise that this process gave up on. It
+skips promises of other accounts and held instances that have not expired. `Recovery` fulfills the rest. A dry
+run decides in the same way, but from one list, or two if an instance is missing, and does not change
+anything.
 
 Instances that a reaper is still `releasing` are only reported. With `force`, a sweep takes them too, without
-the lock. That is safe: to stop or delete an instance twice is harmless, and both read in the journal what the
-other has done.
+the lock. That is safe: stopping or deleting an instance twice is harmless, and each side reads in the journal
+what the other has done.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from .recover import Recovery
 from .search import match_starts
 from .store import PromiseStore
 
-# Seconds to read instances that are not listed. Those without an answer count as existing.
+# Seconds to read instances that are not listed. Instances without a response count as existing.
 _MAX_READ_TIME = 15.0
 
-# Seconds that are kept for the last list of a sweep.
+# Seconds reserved for the last list of a sweep.
 _LAST_LIST_TIME = 1.0
 
 OrphanState = Literal[
@@ -58,31 +59,31 @@ OrphanState = Literal[
 
 @frozen(kw_only=True)
 class Orphan(Row):
-    """An instance, or an unresolved start, whose process died or gave up on it: `client.sweep()`.
+    """An instance or unresolved start whose process died or gave up on it, from `client.sweep()`.
 
     Attributes:
-        state: What a sweep does, or did.
+        state: What a sweep would do with it, or did.
 
-            - `found`: a sweep releases it.
+            - `found`: a sweep would release it.
             - `unsettled`: the start was requested less than five minutes ago, so its instance may still
-              appear. Or an instance may belong to this start or to another one without a response.
+              appear. Or an instance may belong either to this start or to another start without a response.
             - `released`: this sweep released it.
-            - `gone`: it no longer existed, or the start created none.
-            - `ambiguous`: it may be one of `candidates`, and only you can decide which. Nothing is touched.
+            - `gone`: the instance no longer existed, or the start did not create one.
+            - `ambiguous`: it may be one of `candidates`, and only you can decide which. All are left alone.
             - `left`: the service did not release it in time.
             - `releasing`: the reaper of the process, or another sweep, is working on it. Only a sweep with
               `force` releases it.
-            - `held`: acquired, and not expired.
-            - `foreign`: it belongs to another client id, or to another service (see `api_base_url`).
-            - `newer`: another version of this package wrote the journal, in a format that this one does not
-              know. Only that version can release it.
-        instance_id: The instance, if it is known.
-        model: The model that was started. Empty if only the id was recorded.
-        candidates: Ids of the instances that it may be, if ambiguous.
-        started_at: Unix time in seconds at which that process requested the start, or took the instance over,
-            as `release` does.
-        owner: Host and process id of that process.
-        api_base_url: The URL of the service that it used.
+            - `held`: acquired and not expired.
+            - `foreign`: it belongs to a different client id or a different service (see `api_base_url`).
+            - `newer`: a different version of this package wrote the journal, in a format that this version
+              does not know. Only that version can release it.
+        instance_id: The id of the instance, if known.
+        model: The started model. Empty if only the id was recorded.
+        candidates: The ids of the possible instances, if ambiguous.
+        started_at: The Unix time in seconds at which that process requested the start or took over the
+            instance, as `release` does.
+        owner: The host and process id of that process.
+        api_base_url: The URL of the service that the process used.
 
     Example:
         for orphan in await client.sweep(dry_run=True):
@@ -117,14 +118,14 @@ class Orphan(Row):
 async def sweep(
     instances: Instances, promises: Promises, *, dry_run: bool, force: bool, timeout: float
 ) -> tuple[Orphan, ...]:
-    """Release what dead processes left behind, or with `dry_run` only report it and change no file.
+    """Release the instances of dead processes. With `dry_run`, only report them and do not change any file.
 
-    With `force`, this includes what a reaper is working on. `instances` sends the requests, without retries.
-    The `timeout` is for all of it, in seconds.
+    With `force`, this includes instances that a reaper is working on. `instances` sends the requests, without
+    retries. The `timeout` covers the whole sweep, in seconds.
 
     Raises:
-        JournalError: if the state directory cannot be used, or takes too long to read.
-        RequestError: if the instances cannot be listed.
+        JournalError: If the state directory cannot be used, or takes too long to read.
+        RequestError: If the instances cannot be listed.
     """
     deadline = anyio.current_time() + timeout
     journals = DeadJournals(promises.store.directory, promises.store.state.owner.get("id"))
@@ -149,11 +150,11 @@ async def sweep(
         def claims() -> ForeignClaims:
             promises.store.commit()  # what the reaper has done meanwhile
             for each, keys in zip(journals.found, due_keys[1:], strict=True):
-                catch_up(each.state, each.path, keys)  # what a dead owner's reaper has
+                catch_up(each.state, each.path, keys)  # what a dead owner's reaper has done
             foreign = [(state, ()) for state in promises.store.foreign_states(without=paths)]
             return collect_foreign_claims(promises.api, [*zip(states, due_keys, strict=True), *foreign])
 
-        # In a sweep only for ambiguous starts, so that nothing delays the releases.
+        # In a sweep, only for ambiguous starts, to avoid delaying the releases.
         asked = [each for each in due if dry_run or each.promise.candidates]
         read_deadline = min(deadline, anyio.current_time() + _MAX_READ_TIME)
         existing = await _existing_ids(instances, listed, asked, now, deadline=read_deadline)
@@ -172,7 +173,7 @@ async def sweep(
 
 
 def _due(promises: Promises, journals: DeadJournals, now: float) -> tuple[list[PendingPromise], list[Orphan]]:
-    """Return the promises to fulfill, and the results of the others."""
+    """Return the promises to fulfill, and the results for the others."""
     due: list[PendingPromise] = []
     results: list[Orphan] = []
     for pending in _all_pending(promises, journals.found):
@@ -227,16 +228,16 @@ async def _existing_ids(
     *,
     deadline: float,
 ) -> frozenset[str]:
-    """Return the ids that exist. One of `asked` counts as missing only if later readings of it agree."""
+    """Return the existing ids. An id in `asked` counts as missing only if later readings of it agree."""
     existing, unlisted, missing = set(existing_ids(listed)), set[str](), set[str]()
     for pending in asked:
         promise = pending.promise
         ids = {each for each in (promise.instance_id, *promise.candidates) if each}
-        # A new one may not be visible yet.
+        # A new instance may not be visible yet.
         (existing if invisible_for(promise, now) else unlisted).update(ids)
 
     async def read(instance_id: str) -> None:
-        with contextlib.suppress(Exception):  # no error says that it is missing
+        with contextlib.suppress(Exception):  # an error does not mean that it is missing
             if await instances.poller.next(instances.poller.subscribe(instance_id)) is None:
                 missing.add(instance_id)
 
@@ -260,7 +261,7 @@ async def _recover(
     undecided: list[PendingPromise] = []
     for pending in due:
         if pending.promise.candidates and not existing.intersection(pending.promise.candidates):
-            # Resolved by hand: none of the candidates exists any more.
+            # Resolved by hand: none of the candidates exists any longer.
             pending.record_gone()
             results.append(_orphan(pending, "gone"))
         else:
@@ -271,7 +272,7 @@ async def _recover(
         foreign_claims=claims,
         decision_lock=promises.store.decision_lock,
         note=lambda text: log(Event.GUARD_SWEEP, text=text),
-        # It ends with a last list, for which it needs some of the time.
+        # The search ends with a last list, which needs some of the time.
         timeout=remaining - min(_LAST_LIST_TIME, remaining / 10),
         wall_clock=promises.system.wall_clock,
     )

@@ -1,11 +1,11 @@
-"""An emulated Cortecs account, for tests and for trying things out. Nothing costs money.
+"""An emulated Cortecs account, for tests and for experiments. It costs nothing.
 
-It answers the provisioning API and the inference endpoints over HTTP: on a real socket
-(:func:`serve_emulator`, :func:`run_emulator`) or in process (:meth:`Emulator.http_client`,
+The emulator serves the provisioning API and the inference endpoints over HTTP: on a real socket
+(:func:`serve_emulator`, :func:`run_emulator`) or in-process (:meth:`Emulator.http_client`,
 :attr:`Emulator.app`). Prices, capacity and models are invented.
 
-The emulator shares no code with the client and writes literal JSON. So a mistake in one of the two is not
-hidden by the other.
+The emulator shares no code with the client and writes literal JSON, so a mistake in one is not hidden by the
+other.
 """
 
 try:
@@ -31,6 +31,6 @@ __all__ = [
     "serve_emulator",
 ]
 
-# Tracebacks, reprs and pickles show the public name, not that of a private module.
+# Tracebacks, reprs and pickles show the public nameinstead of a private module.
 for _public in (Emulator, Fault, LedgerEntry, RequestRecord, run_emulator, serve_emulator):
     _public.__module__ = __name__

@@ -29,7 +29,7 @@ _DEFAULT_CONTEXT_LENGTH = 32000
 
 
 def read_args(body: Mapping[str, Any], models: Mapping[str, Model]) -> InstanceArgs:
-    """Check the body of a start and fill in the defaults. Null counts as absent."""
+    """Check the body of a start request and fill in the defaults. Null counts as absent."""
     model_id = required_string(body, "model_id")
     hardware_type_id = string_field(body, "hardware_type_id")
     context_length = integer_field(body, "context_length", least=1)
@@ -66,19 +66,19 @@ class Account:
     settings: Settings
     root_url: str
     instances: dict[str, Instance] = attrs.field(factory=dict)
-    """The instances that exist, oldest first."""
+    """The existing instances, oldest first."""
     deleted: dict[str, Instance] = attrs.field(factory=dict)
-    """The deleted ones. Kept apart so that a long history does not slow requests down."""
+    """The deleted instances, kept separately so that a long history does not slow down requests."""
     deleted_cost: float = 0.0
-    """The total cost of the deleted ones."""
+    """The total cost of the deleted instances."""
     tokens: dict[str, float] = attrs.field(factory=dict)
-    """Access tokens and the time at which each expires."""
+    """Access tokens, each with the time at which it expires."""
     queues: dict[str, InferenceQueue] = attrs.field(factory=dict)
     """With `parallel`: the inference queue of each instance, until its run ends."""
     answers: int = 0
-    """How many inference answers have been given."""
+    """The number of inference answers so far."""
     entries: list[Any] = attrs.field(factory=list)
-    """JSON values that the list shows after the instances."""
+    """JSON values to show in the list after the instances."""
     list_replicas: Replicas = attrs.field(
         default=attrs.Factory(lambda self: Replicas(self.settings.list_lag), takes_self=True)
     )
@@ -96,7 +96,7 @@ class Account:
         return now < self.tokens.get(token, now)
 
     def reserve_slot(self, instance_id: str, now: float) -> Slot:
-        """Reserve the time in which an inference answer is worked on."""
+        """Reserve the time for working on an inference request."""
         settings = self.settings
         if settings.parallel is None:
             return Slot(now, now + settings.answer_seconds)
@@ -113,7 +113,7 @@ class Account:
             queue.release(slot, now)
 
     def without(self, instance_id: str | None) -> "Account":
-        """Return a view of the account that lacks an instance, or with None, all instances and entries."""
+        """Return a view of the account without this instance. None leaves out all instances and entries."""
         if instance_id is None:
             return attrs.evolve(self, instances={}, deleted={}, entries=[])
         instances, deleted = (
@@ -123,7 +123,7 @@ class Account:
         return attrs.evolve(self, instances=instances, deleted=deleted)
 
     def list_json(self, now: float) -> list[Any]:
-        """Return what a list shows, which may lag."""
+        """Return the content of a list, which may lag."""
         at = self.list_replicas.view_time(now)
         shown: Iterable[Instance] = self.instances.values()
         if at != now:
@@ -133,7 +133,7 @@ class Account:
         return [*(self.json(instance, at) for instance in shown), *self.entries]
 
     def get_json(self, instance_id: str, now: float) -> dict[str, Any]:
-        """Return what a read of one instance shows, which may lag."""
+        """Return the state of one instance as a request shows it, which may lag."""
         at = self.get_replicas.view_time(now)
         if at == now:
             return self.json(self.get(instance_id), now)
@@ -159,7 +159,7 @@ class Account:
         return instance_json(instance, now, self.settings, self.root_url)
 
     def billing(self, now: float) -> tuple[str, ...]:
-        """Return the ids of the instances that are billed now."""
+        """Return the ids of the instances currently billed."""
         return tuple(self._ids_with_status(BILLED, now))
 
     def _ids_with_status(self, statuses: frozenset[str], now: float) -> list[str]:
@@ -170,7 +170,7 @@ class Account:
         ]
 
     def ledger(self, now: float) -> tuple[LedgerEntry, ...]:
-        """Return the bill of every instance, deleted ones included, in the order of their starts."""
+        """Return the bill of every instance, including deleted ones, in the order they were started."""
         all_instances = [*self.instances.values(), *self.deleted.values()]
         all_instances.sort(key=lambda instance: instance.number)
         return tuple(ledger_entry(instance, now, self.settings) for instance in all_instances)
@@ -181,11 +181,11 @@ class Account:
         )
 
     def balance(self, now: float) -> float:
-        """Return the remaining balance. It may be negative: no instance stops by itself."""
+        """Return the remaining balance. It can be negative, because no instance stops by itself."""
         return round(self.settings.balance - self.total_cost(now), 6)
 
     def free_sets(self, hardware_type_id: str, now: float) -> int:
-        """Return how many GPU sets of a hardware type are free."""
+        """Return the number of free GPU sets of a hardware type."""
         billed = [self.instances[instance_id].args for instance_id in self.billing(now)]
         used = sum(args.num_workers for args in billed if args.hardware.hardware_type_id == hardware_type_id)
         return max(0, self.settings.capacity.get(hardware_type_id, HARDWARE[hardware_type_id].sets) - used)
@@ -221,7 +221,7 @@ class Account:
         return self._save(instance.stop(now, self.settings.stop_seconds))
 
     def stop_all(self, now: float) -> list[str]:
-        """Stop all instances that are pending or running, and return their ids."""
+        """Stop all pending and running instances, and return their ids."""
         ids = self._ids_with_status(frozenset({"pending", "running"}), now)
         for instance_id in ids:
             self.stop(instance_id, now)
@@ -239,7 +239,7 @@ class Account:
         return instance
 
     def delete_all(self, now: float, *, force: bool) -> list[str]:
-        """Delete all stopped instances, or with `force` all instances, and return their ids."""
+        """Delete all stopped instances (with `force`, all instances) and return their ids."""
         ids = list(self.instances) if force else self._ids_with_status(frozenset({"stopped"}), now)
         for instance_id in ids:
             self.delete(instance_id, now, force=force)

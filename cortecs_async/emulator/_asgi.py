@@ -1,7 +1,7 @@
 """The emulator as a Starlette application.
 
-ASGI cannot cut a connection. Our own server (`_server.py`) adds two functions to the scope's extensions for
-that; under any other server, a cut is an exception from the application.
+ASGI cannot cut a connection. To allow that, our own server (`_server.py`) adds two functions to the scope's
+extensions. Under any other server, a cut is an exception raised by the application.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,13 @@ class Core(Protocol):
     """The interface of the emulator that the transports use."""
 
     async def exchange(self, request: Request, /) -> Delivery | None:
-        """Answer one request; None if its connection is dropped."""
+        """Answer one request. Return None if its connection is dropped."""
         ...
 
 
 @final
 class EmulatorApp(Starlette):
-    """The application of an emulator, to serve, mount or wrap in middleware.
+    """The application of an emulator, to serve, mount, or wrap in middleware.
 
     The emulator does the routing, because the in-process transport needs it too.
     """
@@ -39,7 +39,7 @@ class EmulatorApp(Starlette):
         self._core = core
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Starlette's own machinery is slow: skip it unless it is in use.
+        # Starlette's own machinery is slow, so skip it unless it is used.
         unchanged = not self.user_middleware and not self.exception_handlers and len(self.routes) == 1
         if unchanged and scope["type"] == "http":
             await self._answer(scope, receive, send)
@@ -61,9 +61,9 @@ class EmulatorApp(Starlette):
 
 
 async def _read(scope: Scope, receive: Receive) -> Request | None:
-    """Read the request; None if the caller disconnects in the middle of it."""
+    """Read the request. Return None if the caller disconnects in the middle of it."""
     request = HttpRequest(scope, receive)
-    # Read it completely before anything is cut: closing a socket with unread bytes resets the connection.
+    # Read it all before a cut, because closing a socket with unread bytes resets the connection.
     try:
         body = await request.body()
     except ClientDisconnect:
@@ -94,7 +94,7 @@ async def _send(delivery: Delivery, send: Send) -> None:
 
 
 async def _cut(scope: Scope, receive: Receive, how: str) -> None:
-    """Cut the connection now: `abort` discards what has not been sent yet, `close` sends it."""
+    """Cut the connection now: `abort` discards unsent data, and `close` sends it first."""
     functions: dict[str, Callable[[], None]] | None = scope.get("extensions", {}).get(EXTENSION)
     if functions is None:
         msg = "A fault of the emulator cut this connection."

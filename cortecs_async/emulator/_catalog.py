@@ -9,7 +9,7 @@ import attrs
 PRICE_SOURCE: Final = "invented by the cortecs_async emulator"
 
 ModelsOption = str | Iterable[str] | Mapping[str, Mapping[str, int] | None]
-"""Names, or maximum context lengths by name and hardware type. Without lengths: 131072 on all hardware."""
+"""Names, or maximum context lengths by name and hardware type. For names only: 131072 on all hardware."""
 
 DetailShape = Literal["current", "old"]
 
@@ -24,7 +24,7 @@ class Hardware:
     vram_gb: int
     price_per_minute: float
     sets: int = 10_000
-    """Free sets by default: enough for a test with thousands of instances."""
+    """The default number of free sets: enough for a test with thousands of instances."""
 
     def json(self, currency: str) -> dict[str, Any]:
         return {
@@ -54,11 +54,11 @@ class Model:
 
     @property
     def hf_name(self) -> str:
-        """The Hugging Face name, which the inference endpoint uses."""
+        """The Hugging Face name, used by the inference endpoint."""
         return self.model_id.replace("--", "/")
 
     def preview(self) -> dict[str, Any]:
-        """Return the model as JSON, as in the list of models."""
+        """Return the model as JSON, as shown in the list of models."""
         return {
             "model_id": self.model_id,
             "model_name": self.model_id,
@@ -74,8 +74,8 @@ class Model:
     def detail(self, shape: DetailShape) -> dict[str, Any]:
         """Return the model as JSON, with its hardware configurations.
 
-        The old shape has no `model_id`, and names the context length as version 0.1.1 of the vendor's client
-        reads it.
+        In the old shape, `model_id` is missing, and the context length has the name that version 0.1.1 of
+        the vendor's client reads.
         """
         key = "--max-model-len"
         detail = self.preview()
@@ -195,14 +195,14 @@ MODELS: Final[Mapping[str, Model]] = {
     )
 }
 
-# A name on Hugging Face. There, too, a part starts with a letter or digit and has no double hyphen.
+# A name on Hugging Face. There too, each part starts with a letter or digit and has no double hyphens.
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 _DEFAULT_MAX_MODEL_LEN: Final = 131072
 
 
 def read_models(models: ModelsOption | None) -> Mapping[str, Model]:
-    """Return all models by id. The given ones replace those of this module with the same names."""
+    """Return all models by id. Models in `models` replace the ones from this module with the same names."""
     if models is None:
         return MODELS
     if isinstance(models, str):

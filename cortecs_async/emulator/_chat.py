@@ -1,4 +1,4 @@
-"""Answer a chat: with text, with a value for a JSON schema, or with tool calls."""
+"""Answer a chat with text, with a value for a JSON schema, or with tool calls."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ def _tool_choice(
 
 
 def _texts(chat: ChatRequest, turn: Turn) -> list[str]:
-    """Return the text of each choice. Those for a JSON schema are all the same."""
+    """Return the text of each choice. For a JSON schema, all choices are the same."""
     if chat.document is not None:
         return [_to_json(write_value(chat.document, turn.text))] * chat.options.n
     return [

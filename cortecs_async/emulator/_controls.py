@@ -1,4 +1,4 @@
-"""What tests read and change in an emulated account."""
+"""The parts of an emulated account that tests read and change."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from cortecs_async.emulator._service import Service
 
 
 class Controls(Service):
-    """The part of an emulator that tests use, in any thread: faults, entries, records, and instances."""
+    """The test interface of an emulator: faults, entries, records, and instances. Use it in any thread."""
 
     def add_fault(self, fault: Fault) -> None:
         """Add a fault for future requests. Faults added earlier take precedence.
@@ -23,7 +23,7 @@ class Controls(Service):
             self._faults.add(fault)
 
     def clear_faults(self) -> None:
-        """Remove all faults. Requests in progress keep theirs.
+        """Remove all faults. Requests already affected are not changed.
 
         Example:
             emulator.add_fault(Fault("drop", times=None))  # affects every request
@@ -34,7 +34,7 @@ class Controls(Service):
 
     @property
     def unmet_faults(self) -> tuple[Fault, ...]:
-        """The faults that have affected no request so far, without those that you cleared.
+        """The faults that have not affected any request so far. Cleared faults are not included.
 
         Example:
             emulator.add_fault(Fault("drop", route="balance"))
@@ -48,7 +48,7 @@ class Controls(Service):
         """Add a JSON value to the end of the list of instances, as if the service had written it.
 
         Raises:
-            TypeError: If it is not a JSON value.
+            TypeError: If `entry` is not a JSON value.
 
         Example:
             emulator.add_entry({"instance_id": "broken"})
@@ -60,7 +60,7 @@ class Controls(Service):
             self._account.entries.append(copy)
 
     def clear_entries(self) -> None:
-        """Remove all values that `add_entry` has added.
+        """Remove all values added with `add_entry`.
 
         Example:
             emulator.add_entry(None)
@@ -71,7 +71,7 @@ class Controls(Service):
 
     @property
     def ledger(self) -> tuple[LedgerEntry, ...]:
-        """The bill of every instance, including deleted ones, in the order of their starts.
+        """The bill of every instance, including deleted ones, in the order they were started.
 
         Example:
             for entry in emulator.ledger:
@@ -82,7 +82,7 @@ class Controls(Service):
 
     @property
     def existing(self) -> tuple[str, ...]:
-        """The ids of all instances that are not deleted, with any status.
+        """The ids of all existing instances, whatever their status.
 
         Example:
             assert emulator.existing == ()  # nothing was left behind
@@ -93,7 +93,7 @@ class Controls(Service):
 
     @property
     def billing(self) -> tuple[str, ...]:
-        """The ids of the instances that are billed now: pending, running or stopping.
+        """The ids of the instances currently billed: pending, running, or stopping.
 
         Example:
             async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
@@ -105,7 +105,7 @@ class Controls(Service):
 
     @property
     def total_cost(self) -> float:
-        """The cost of all instances so far, in the currency of the account.
+        """The cost of all instances so far, in the account's currency.
 
         Example:
             assert emulator.total_cost < 5
@@ -115,7 +115,7 @@ class Controls(Service):
 
     @property
     def balance_now(self) -> float:
-        """The remaining balance, in the currency of the account. It can be negative.
+        """The remaining balance, in the account's currency. It can be negative.
 
         Example:
             balance = await client.user.balance()
@@ -144,12 +144,12 @@ class Controls(Service):
         billing_interval: str | None = None,
         num_workers: int | None = None,
     ) -> str:
-        """Start an instance without HTTP, as another user of the account would.
+        """Start an instance without HTTP, as if another user of the account had started it.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
-            hardware_type_id: The GPU set of each worker. None for the recommended one.
-            context_length: The longest context in tokens.
+            hardware_type_id: The hardware type of each worker. None for the recommended one.
+            context_length: The maximum context length in tokens.
             billing_interval: `per_minute` or `per_hour`.
             num_workers: The number of workers, 1 to 8.
 
@@ -181,7 +181,7 @@ class Controls(Service):
         """Restart a stopped instance without HTTP.
 
         Raises:
-            ValueError: If it is unknown, not stopped, or the service would reject the restart.
+            ValueError: If the instance is unknown or not stopped, or the service would reject the restart.
 
         Example:
             emulator.stop_instance(instance_id)
@@ -196,7 +196,7 @@ class Controls(Service):
         """Stop an instance without HTTP.
 
         Raises:
-            ValueError: If it is unknown or already stopped.
+            ValueError: If the instance is unknown or already stopped.
 
         Example:
             emulator.stop_instance(instance_id)
@@ -207,10 +207,10 @@ class Controls(Service):
             self._account.stop(instance_id, self._now())
 
     def delete_instance(self, instance_id: str) -> None:
-        """Delete an instance without HTTP, with any status: the client loses it.
+        """Delete an instance without HTTP, whatever its status. To the client, the instance is lost.
 
         Raises:
-            ValueError: If it is unknown.
+            ValueError: If the instance is unknown.
 
         Example:
             emulator.delete_instance(instance_id)

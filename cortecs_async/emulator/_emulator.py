@@ -1,4 +1,4 @@
-"""The emulator: its options, and how programs reach it."""
+"""The emulator: its options, and the ways to reach it."""
 
 import os
 import time
@@ -17,54 +17,55 @@ from cortecs_async.emulator._routing import API
 from cortecs_async.emulator._settings import Settings, StartedAt
 from cortecs_async.emulator._transport import EmulatorTransport
 
-# The date at zero of a clock that is not the machine's own: 2025-01-01T00:00:00Z.
+# The date at which any clock other than the machine's own reads zero: 2025-01-01T00:00:00Z.
 _EPOCH: Final = 1_735_689_600.0
 
 
 @final
 class Emulator(Controls):
-    """Emulate a Cortecs account: it answers over HTTP and costs nothing.
+    """Emulate a Cortecs account: it works over HTTP and costs nothing.
 
-    Serve it with `serve_emulator`, or use it in process with `http_client`. You can read and change it from
-    any thread. The properties show the true state, even if responses lag.
+    Serve it with `serve_emulator`, or use it in-process with `http_client`. You can read and change it in
+    any thread. The properties show the true state, even if responses lag behind it.
 
-    It has no background tasks. It computes its state on each request, from the requests so far and the time
-    on `clock`.
+    The emulator has no background tasks. It computes its state on each request, from the earlier requests and
+    the time on `clock`.
 
     Args:
-        client_id: The client id that gets a token.
-        client_secret: The secret of that client id.
+        client_id: The client id that can request a token.
+        client_secret: The secret for that client id.
         api_key: The key for the inference endpoints.
-        step_seconds: Seconds that each provisioning step takes.
+        step_seconds: The duration of each provisioning step in seconds.
         num_steps: The number of provisioning steps. A worker is running when it reaches the last one. Each
             additional worker starts one step later.
-        stop_seconds: Seconds that an instance is `stopping` (and billed) after a stop.
+        stop_seconds: Seconds that an instance stays `stopping`, and billed, after a request to stop it.
         token_seconds: Seconds between two chunks of a streamed inference answer.
-        answer_seconds: Seconds that an instance works on each inference answer (chat, completions,
+        answer_seconds: Seconds that an instance works on each inference request (chat, completions,
             responses, embeddings, rerank, score) before it sends anything. Errors are sent immediately.
-        parallel: How many answers each instance works on in parallel, regardless of its workers. Others wait
-            in order. None for no limit. A caller that disconnects while it waits gives up its place.
-        queue: How many answers may wait. Further ones get a 429 with `Retry-After`. None for no limit.
-        capacity: GPU sets by hardware type, 10,000 by default. Each worker uses one set.
-        models: Additional models. A list of names makes them run on all hardware. A mapping gives the
-            maximum context length by name and hardware type: `{"org/name": {"NVIDIA_H100_1": 32768}}`. The
-            first type is the recommended one.
-        model_detail: With "old", the details of a model have the keys that `cortecs-py` 0.1.1 reads.
-        balance: The account's balance before the first start, in `currency`. When it is used up, starts
+        parallel: The number of inference requests that each instance works on in parallel, regardless of its
+            workers. Other requests wait in order. None for no limit. A caller that disconnects while waiting
+            loses its place.
+        queue: How many requests can wait. Any more get a 429 with `Retry-After`. None for no limit.
+        capacity: The number of GPU sets for each hardware type. Default: 10,000. Each worker uses one set.
+        models: Additional models. A list of names: the models run on all hardware. A mapping: the maximum
+            context length by name and hardware type, as in `{"org/name": {"NVIDIA_H100_1": 32768}}`. The
+            first hardware type is the recommended one.
+        model_detail: With `"old"`, the details of a model use the keys that `cortecs-py` 0.1.1 reads.
+        balance: The account's balance before the first start, in `currency`. When it is used up, new starts
             are rejected, but no instance is stopped.
         currency: The currency of the balance and of the invented prices.
         token_lifetime: Seconds until an access token expires.
-        unknown_status: The HTTP status for an unknown instance id: 400, as documented, or 404.
-        num_workers_in_args: False leaves `num_workers` out of `instance_args`, as the reference does.
-        list_lag: Seconds that the list of instances lags. It shows all instances as they were that long ago.
-            With several lags, lists use them in turn, like replicas that disagree. The bill, inference, and
-            requests that change something never lag.
-        get_lag: The same for requests for one instance. A deleted instance is shown that much longer,
-            and a new one is unknown that long.
-        hide_stopped: True leaves stopped instances out of the list. You can still request them by id.
-        clock_skew: Seconds that the service's clock is ahead (negative: behind), in all its dates.
-        date_header: Whether responses have a `Date` header, by the service's clock. Turn it off under a
-            server that adds its own.
+        unknown_status: The HTTP status for an unknown instance id: 400 (as documented) or 404.
+        num_workers_in_args: False leaves `num_workers` out of `instance_args`, as in the API reference.
+        list_lag: How far the list of instances lags, in seconds. It shows all instances as they were then.
+            If you pass several lags, they are used in turn, like replicas that disagree. The bill,
+            inference, and requests that change something never lag.
+        get_lag: The same for requests for a single instance. A deleted instance is still shown for that long,
+            and a new one stays unknown for that long.
+        hide_stopped: True leaves stopped instances out of the list. You can still get them by id.
+        clock_skew: Seconds by which the service's clock is ahead, in all of its dates. Negative: behind.
+        date_header: Whether responses have a `Date` header, taken from the service's clock. Turn it off if
+            your server adds its own.
         started_at: What the `started_at` of an instance means. Before that moment, it is null.
 
             - `"running"`: when the latest run became running.
@@ -72,19 +73,20 @@ class Emulator(Controls):
             - `"initialized"`: when the latest run reached its second step.
             - `"first_running"`: when any run first became running. A restart does not change it.
             - `"constant"`: always 2020-01-01T00:00:00Z. `"none"`: always null.
-            - `"local_time"`: as `"running"`, but two hours ahead and falsely marked as UTC.
-        status_words: Other words for statuses in responses, by `pending`, `running`, `stopping` or
-            `stopped`.
-        error_body: The body of a provisioning error. `"message"` and `"error"`: JSON with the message under
-            that key. `"openai"`: the error of inference. `"html"`: a page. `"empty"`: nothing.
-        endpoint_lag: Seconds after an instance has become running in which its inference endpoint still
-            returns a 502 with HTML.
-        root_url: The URL at which callers reach it. Serving the emulator sets it.
-        clock: Returns the current time in seconds, from any fixed point.
-        sleep: Waits for a number of seconds on the same clock.
+            - `"local_time"`: like `"running"`, but two hours ahead and incorrectly labeled as UTC.
+        status_words: Replacements for the statuses in responses, keyed by `pending`, `running`,
+            `stopping`, or `stopped`.
+        error_body: The body of a provisioning error. `"message"` or `"error"`: JSON with the message under
+            that key. `"openai"`: the same format as inference errors. `"html"`: an HTML page. `"empty"`: no
+            body.
+        endpoint_lag: Seconds for which the inference endpoint of an instance still returns a 502 with HTML
+            after the instance starts running.
+        root_url: The URL at which callers reach the emulator. Serving the emulator sets it.
+        clock: Returns the current time in seconds, counted from any fixed point.
+        sleep: Waits for a number of seconds, measured by the same clock.
 
     Raises:
-        ValueError: For a number out of range, an unknown hardware type or an invalid model name.
+        ValueError: If a number is out of range, a hardware type is unknown, or a model name is invalid.
 
     Example:
         from cortecs_async.emulator import Emulator
@@ -166,7 +168,7 @@ class Emulator(Controls):
             status_words=dict(status_words or {}),
             error_body=error_body,
             endpoint_lag=endpoint_lag,
-            # The machine's own clock gives true dates, any other clock the same dates in every run.
+            # The machine's own clock gives true dates. Any other clock gives the same dates in every run.
             epoch=clock_skew + (time.time() - time.monotonic() if clock is time.monotonic else _EPOCH),
         )
         super().__init__(settings, root_url=root_url, clock=clock, sleep=sleep)
@@ -177,7 +179,7 @@ class Emulator(Controls):
 
     @property
     def app(self) -> Starlette:
-        """The Starlette application, with faults. Serve it, mount it, or wrap it in middleware.
+        """The Starlette application, faults included. Serve it, mount it, or wrap it in middleware.
 
         Example:
             from starlette.applications import Starlette
@@ -191,8 +193,8 @@ class Emulator(Controls):
     def transport(self) -> httpx.AsyncBaseTransport:
         """Return a transport for an `httpx.AsyncClient` that reaches the emulator without a socket.
 
-        It streams, respects the client's read timeout, and raises the exceptions of a real connection. It
-        runs without tasks of its own, on asyncio and trio, with a real or a virtual clock.
+        The transport streams, respects the client's read timeout, and raises the same exceptions as a real
+        connection. It has no tasks of its own and works on asyncio and trio, with a real or a virtual clock.
 
         Example:
             import httpx
@@ -246,7 +248,7 @@ class Emulator(Controls):
 
     @property
     def client_secret(self) -> str:
-        """The secret of the client id. It protects nothing.
+        """The secret for the client id. It does not protect anything.
 
         Example:
             credentials = emulator.client_id, emulator.client_secret
@@ -254,7 +256,7 @@ class Emulator(Controls):
         return self._settings.client_secret
 
     def rotate_secret(self, new: str) -> None:
-        """Replace the secret of the client id. Tokens of the old secret work until they expire.
+        """Replace the secret of the client id. Tokens issued for the old secret work until they expire.
 
         Example:
             emulator.rotate_secret("another-secret")
@@ -266,7 +268,7 @@ class Emulator(Controls):
 
     @property
     def api_key(self) -> str:
-        """The inference API key, which the endpoints of instances accept.
+        """The inference API key that the instances' endpoints accept.
 
         Example:
             async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
@@ -275,7 +277,7 @@ class Emulator(Controls):
         return self._settings.api_key
 
     def env(self) -> dict[str, str]:
-        """Return the environment variables that make a program use the emulator, and no profile.
+        """Return the environment variables that make a program use the emulator and ignore profiles.
 
         Example:
             import os

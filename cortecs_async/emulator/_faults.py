@@ -1,4 +1,4 @@
-"""Faults: make responses fail, arrive late or arrive broken."""
+"""Faults: make responses fail, arrive late, or arrive broken."""
 
 import json
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ _ROUTES_OF: Final[Mapping[str, frozenset[str]]] = {
 }
 
 
-# attrs.validators.optional, which mypy does not accept together with a default that is an int.
+# attrs.validators.optional, which mypy rejects together with an int as the default.
 def _positive(_: object, attribute: "attrs.Attribute[Any]", value: int | None) -> None:
     if value is not None and value < 1:
         msg = f"{attribute.name} must be at least 1, not {value}"
@@ -39,39 +39,39 @@ def _positive(_: object, attribute: "attrs.Attribute[Any]", value: int | None) -
 
 @attrs.frozen
 class Fault:
-    """A failure that the emulator injects into requests: add it with `emulator.add_fault`.
+    """A failure that the emulator injects into requests. Add it with `emulator.add_fault`.
 
     Attributes:
         kind: What happens.
 
             - `drop`: the connection is cut without a response.
-            - `status`: the response has `status`, `headers` and `body`.
+            - `status`: the response has this `status`, these `headers`, and this `body`.
             - `delay`: the response comes `seconds` later.
             - `truncate`: the connection is cut after all headers and half of the body.
-            - `garbage`: the response is 200 with `body`, or with HTML.
+            - `garbage`: the response is a 200 with `body`, or with HTML if there is no `body`.
             - `omit`: the response to a `list` or `get` leaves an instance out, as if it did not exist.
-            - `late`: a start, restart, stop or deletion gets no response, and is processed `seconds` later.
-            - `crash`: the inference server of the instance is down for `seconds`. This request and all that
-              arrive in that time are cut. Requests in flight are cut when their answers would be sent.
-        route: The name of the route that it affects, such as `list`, `start` or `chat`. None for all routes
-            that the kind can affect.
-        when: `before`: the request is not processed (`delay`: it is processed later). `after`: the request is
-            processed, but the response is lost or replaced. `truncate` and `garbage` always occur after;
-            `omit`, `late` and `crash` ignore it.
-        times: How many requests it affects; None for all.
-        skip: How many matching requests pass before the first that it affects.
+            - `late`: a start, restart, stop, or deletion gets no response and is processed `seconds` later.
+            - `crash`: the inference server of the instance is down for `seconds`. This request and all others
+              that arrive in that time are cut. Requests in flight are cut when their responses are due.
+        route: The name of the affected route, such as `list`, `start`, or `chat`. None for all routes
+            that this kind can affect.
+        when: `before`: the request is not processed (with `delay`: it is processed later). `after`: the
+            request is processed, but the response is lost or replaced. `truncate` and `garbage` always happen
+            afterward. `omit`, `late`, and `crash` ignore `when`.
+        times: The number of requests to affect. None for all.
+        skip: The number of matching requests to let through before the first affected one.
         status: The HTTP status of a `status` fault.
-        body: The body of a `status` or `garbage` response. Text and bytes are sent as they are, anything else
-            as JSON. Text that begins with `<` is sent as HTML, like the error of a proxy. None: an error of
-            the API for `status`, an HTML page for `garbage`.
-        headers: Headers of a `status` or `garbage` response, in addition to or instead of its own.
+        body: The body of a `status` or `garbage` response. Text and bytes are sent as they are, and anything
+            else as JSON. Text that begins with `<` is sent as HTML, like a proxy's error. If None, `status`
+            sends an API error and `garbage` an HTML page.
+        headers: Headers of a `status` or `garbage` response, added to the default headers or replacing them.
         seconds: Duration of a `delay` or a `crash`, or how late a `late` request is processed.
-        instance_id: The instance that an `omit` fault leaves out; None for all.
-        text: Affects only requests whose body contains this text; None for every request.
+        instance_id: The instance that an `omit` fault leaves out; None for all instances.
+        text: Affect only requests whose body contains this text. None for every request.
 
     Raises:
-        ValueError: For an unknown kind, time or route, a route that the kind does not affect, an
-            `instance_id` without `omit`, or a number out of range.
+        ValueError: If a kind, `when`, or route is unknown, the kind does not affect the route, `instance_id`
+            is set without `omit`, or a number is out of range.
 
     Example:
         from cortecs_async.emulator import Fault
@@ -106,7 +106,7 @@ class Fault:
 
     @property
     def after(self) -> bool:
-        """Whether the request is processed in spite of the fault.
+        """Whether the request is processed despite the fault.
 
         Example:
             assert Fault("drop", when="after").after
@@ -114,7 +114,7 @@ class Fault:
         return self.kind in {"truncate", "garbage"} or (self.when == "after" and self.kind not in _ROUTES_OF)
 
     def affects(self, route: str | None, instance_id: str | None, body: bytes) -> bool:
-        """Return whether it can affect a request, given its route, the instance in its path, and its body.
+        """Return whether this can affect a request, given its route, the instance in its path, and its body.
 
         Example:
             assert Fault("drop", route="chat").affects("chat", "instance-1", b"{}")
@@ -134,7 +134,7 @@ class _PendingFault:
     seen: int = 0
 
     def meets(self) -> bool:
-        """Count a matching request, and return whether the fault affects it."""
+        """Count a matching request and return whether the fault affects it."""
         self.seen += 1
         past = self.seen - self.fault.skip
         return past > 0 and (self.fault.times is None or past <= self.fault.times)
@@ -142,7 +142,7 @@ class _PendingFault:
 
 @attrs.define
 class FaultPlan:
-    """The faults that have been added. Not thread-safe: the caller must hold a lock."""
+    """The faults added so far. Not thread-safe: the caller must hold a lock."""
 
     pending: list[_PendingFault] = attrs.field(factory=list)
 
@@ -154,13 +154,13 @@ class FaultPlan:
         self.pending.clear()
 
     def unmet(self) -> tuple[Fault, ...]:
-        """Return the faults that have affected no request yet, in order."""
+        """Return the faults that have not affected any request yet, in order."""
         return tuple(pending.fault for pending in self.pending if pending.seen <= pending.fault.skip)
 
     def take(self, route: str | None, instance_id: str | None, body: bytes) -> Fault | None:
         """Return the fault that affects this request, if any.
 
-        A request is affected by one fault at most. A fault behind another still counts the request towards
+        At most one fault affects a request. A fault behind another still counts the request towards
         its `skip`, but not towards its `times`.
         """
         found: Fault | None = None
@@ -175,7 +175,7 @@ class FaultPlan:
 
 
 def fault_response(fault: Fault, error_body: ErrorBody) -> Response:
-    """Build the response of a `status` or `garbage` fault; `error_body` is the shape of other errors."""
+    """Build the response of a `status` or `garbage` fault; `error_body` is the shape of all other errors."""
     headers = {name.lower(): value for name, value in fault.headers.items()}
     body = _GARBAGE if fault.kind == "garbage" and fault.body is None else fault.body
     if body is None:

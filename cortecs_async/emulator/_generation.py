@@ -14,7 +14,7 @@ import attrs
 _TOKEN: Final = re.compile(r"\s*\w+|\s*[^\w\s]|\s+\Z")
 # Invented, and short enough to read.
 _DEFAULT_DIMENSIONS: Final = 8
-# What roles and separators add to a chat message in common chat templates.
+# Tokens that roles and separators add to a chat message in common chat templates.
 _TOKENS_PER_MESSAGE: Final = 4
 
 
@@ -32,14 +32,14 @@ class ToolCall:
 
 @attrs.frozen
 class Message:
-    """One chat message, its content as text."""
+    """One chat message, with its content as text."""
 
     role: str
     content: str
     calls: tuple[ToolCall, ...] = ()
-    """The tools that the assistant called in it."""
+    """The tools that the assistant called in this message."""
     tool_call_id: str | None = None
-    """In a tool's message: the call that it answers."""
+    """In a message from a tool: the id of the call that it answers."""
     name: str | None = None
 
 
@@ -57,12 +57,12 @@ class Choice:
 
     @property
     def token_count(self) -> int:
-        """The number of tokens, those of tool calls included."""
+        """The number of tokens, including tool calls."""
         return len(self.tokens) + sum(len(call.tokens) for call in self.calls)
 
 
 def tokenize(text: str) -> tuple[str, ...]:
-    """Split a text into the emulator's tokens. Joined, they are the text again."""
+    """Split a text into the emulator's tokens. Joined, they form the text again."""
     return tuple(_TOKEN.findall(text))
 
 
@@ -114,14 +114,14 @@ def _choice(number: int) -> str:
 
 
 def embedding(text: str, dimensions: int | None) -> bytes:
-    """Embed a text: a unit vector of little-endian 32-bit floats.
+    """Embed a text as a unit vector of little-endian 32-bit floats.
 
-    It comes from a hash of the text, so it only tells whether two texts are the same. With more dimensions,
-    the vector of a text begins with the direction of the shorter one.
+    The vector comes from a hash of the text, so it shows only whether two texts are the same. With more
+    dimensions, the vector begins with the direction of the shorter vector for the same text.
     """
     size = dimensions or _DEFAULT_DIMENSIONS
     digest = hashlib.shake_128(text.encode("utf-8", "surrogatepass")).digest(4 * size)
-    # Odd numbers around zero: no coordinate is zero, so no one divides by zero.
+    # Odd numbers around zero, so that no coordinate is zero and callers do not divide by zero.
     raw = [2 * word + 1 - 2**32 for word in struct.unpack(f"<{size}I", digest)]
     length = math.hypot(*raw)
     return struct.pack(f"<{size}f", *(value / length for value in raw))

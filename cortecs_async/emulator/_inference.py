@@ -31,7 +31,7 @@ def require_api_key(account: Account, request: Request) -> None:
 
 
 def v1_models(account: Account, _request: Request, params: Params, now: float) -> Response:
-    """Handle GET /models: list the one model that the instance serves."""
+    """Handle GET /models: list the one model served by the instance."""
     instance = running_instance(account, params["instance_id"], now)
     model = {
         "id": instance.args.model.hf_name,
@@ -69,7 +69,7 @@ def completions(account: Account, request: Request, params: Params, now: float) 
         for number in range(options.n):
             text = completion_text(options.model, prompt, number)
             choices.append(text_choice(text, limit=limit, stop=options.stop))
-    # An echoed prompt is part of the text, but counts as prompt only.
+    # An echoed prompt is part of the text but counts only as prompt.
     prompt_tokens = sum(len(tokenize(prompt)) for prompt in completion.prompts)
     echoes = [prompt if completion.echo else "" for prompt in completion.prompts for _ in range(options.n)]
     if options.stream:
@@ -83,7 +83,7 @@ def completions(account: Account, request: Request, params: Params, now: float) 
 
 
 def embeddings(account: Account, request: Request, params: Params, now: float) -> Response:
-    """Handle POST /embeddings. In the emulator, every model has embeddings."""
+    """Handle POST /embeddings. In the emulator, every model supports embeddings."""
     instance = running_instance(account, params["instance_id"], now)
     body = requests.read_embeddings(json_object(request))
     model = check_model(instance, body.model)
@@ -132,7 +132,7 @@ def check_model(instance: Instance, model: str) -> str:
 
 
 def token_limit(instance: Instance, prompt_tokens: int, max_tokens: int | None) -> int:
-    """Return how many tokens an answer may have."""
+    """Return the maximum number of tokens in an answer."""
     context_length = instance.args.context_length
     needed = prompt_tokens + (1 if max_tokens is None else max_tokens)
     if needed > context_length:
@@ -154,7 +154,7 @@ class _Answer:
     instance_id: str
     options: requests.Options
     common: Mapping[str, Any]
-    """The fields of the response, or of each chunk of it."""
+    """The fields of the response or of each of its chunks."""
 
     @classmethod
     def begin(

@@ -17,14 +17,14 @@ from cortecs_async.emulator._messages import (
 )
 from cortecs_async.emulator._tools import Toolbox, read_toolbox
 
-# The first is OpenAI's limit, the second the largest of any model on sale.
+# The first is OpenAI's limit. The second is the largest of any model on offer.
 _MAX_INPUTS: Final = 2048
 _MAX_DIMENSIONS: Final = 4096
 
 
 @attrs.frozen
 class Options:
-    """The options that chats and completions share."""
+    """The options shared by chats and completions."""
 
     model: str
     max_tokens: int | None
@@ -41,7 +41,7 @@ class ChatRequest:
     toolbox: Toolbox
     as_json: bool
     document: Document | None
-    """The JSON schema under which the answer must be valid."""
+    """The JSON schema that the answer must match."""
 
 
 @attrs.frozen
@@ -188,7 +188,7 @@ def _content(value: Any) -> str:
         return value or ""
     if not isinstance(value, list):
         raise ApiError(400, "content must be a string or a list of parts.")
-    # The models of the catalog only read text; a real server of such a model rejects images too.
+    # The models in the catalog only read text. A real server with such a model rejects images too.
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
         raise ApiError(400, "Every part of a content must be an object of type text.")
     return "".join(required_string(part, "text") for part in value)

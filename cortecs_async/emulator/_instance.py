@@ -1,4 +1,4 @@
-"""The state of one instance: pure functions of what happened to it and of the time."""
+"""The state of one instance, as pure functions of its history and the time."""
 
 import functools
 import math
@@ -13,10 +13,10 @@ from cortecs_async.emulator._settings import Settings
 
 BILLED: Final = frozenset({"pending", "running", "stopping"})
 
-# Tolerance for sums of floats: far above their error, far below any interval that matters.
+# The tolerance for sums of floats: far above their error and far below any interval that matters.
 EPSILON: Final = 1e-9
 
-# What `started_at="constant"` shows, and how far `"local_time"` is ahead.
+# The timestamp shown for `started_at="constant"`, and the offset of `"local_time"`.
 _CONSTANT_STAMP: Final = "2020-01-01T00:00:00Z"
 _LOCAL_OFFSET: Final = 2 * 3600
 
@@ -32,7 +32,7 @@ _STEPS: Final = (
 
 @attrs.frozen
 class InstanceArgs:
-    """The arguments that an instance was started with, defaults filled in."""
+    """The arguments of an instance's start, with defaults filled in."""
 
     model: Model
     hardware: Hardware
@@ -48,15 +48,15 @@ class Run:
     started_at: float
     stop_requested_at: float | None = None
     stopped_at: float | None = None
-    """May be in the future: until then the instance is stopping."""
+    """Can be in the future. Before that time, the instance is stopping."""
 
     def seconds(self, now: float) -> float:
-        """Return how long it has lasted so far."""
+        """Return its duration so far."""
         end = now if self.stopped_at is None else min(now, self.stopped_at)
         return max(0.0, end - self.started_at)
 
     def progress(self, now: float) -> float:
-        """Return how long it has been provisioned. A stop freezes the progress."""
+        """Return the seconds of provisioning so far. A stop freezes the progress."""
         end = now if self.stop_requested_at is None else min(now, self.stop_requested_at)
         return end - self.started_at
 
@@ -66,7 +66,7 @@ class Instance:
     """One instance with its history."""
 
     number: int
-    """Counted from 1 in the order of the starts, deleted instances included."""
+    """Counted from 1 in the order of the starts, including deleted instances."""
     args: InstanceArgs
     runs: tuple[Run, ...]
     deleted_at: float | None = None
@@ -117,14 +117,14 @@ def step_of(worker: int, elapsed: float, settings: Settings) -> int:
     last = settings.num_steps
     if settings.step_seconds <= 0:
         return last
-    # Compared before the division: a tiny step would overflow the floor.
+    # Compared before the division, because a tiny step would overflow the floor.
     if elapsed >= settings.ready_after + worker * settings.step_seconds - EPSILON:
         return last
     return max(1, min(last, 1 + math.floor(elapsed / settings.step_seconds + EPSILON) - worker))
 
 
 def describe(step: int, num_steps: int) -> str:
-    """Describe a step for people; the last is always "Running"."""
+    """Describe a step for people. The last step is always "Running"."""
     if step >= num_steps:
         return "Running"
     if num_steps == len(_STEPS) + 1:
@@ -190,14 +190,14 @@ def instance_json(instance: Instance, now: float, settings: Settings, root_url: 
 
 
 def _started_at(instance: Instance, now: float, elapsed: float, settings: Settings) -> str | None:
-    """Return the timestamp of a start, as `Settings.started_at` defines it; None before that moment.
+    """Return the timestamp of a start, as `Settings.started_at` defines it, or None before that moment.
 
     `elapsed` is the progress of the latest run.
     """
     meaning, after = settings.started_at, settings.stamped_after
     if meaning == "constant":
         return _CONSTANT_STAMP
-    # A run that was stopped before that moment never has a timestamp.
+    # A run stopped before that moment never has a timestamp.
     if meaning == "first_running":
         begun = next((run.started_at for run in instance.runs if run.progress(now) >= after - EPSILON), None)
     else:
@@ -218,7 +218,7 @@ def _progress(worker: int, elapsed: float, settings: Settings) -> dict[str, Any]
 
 def timestamp(at: float, epoch: float) -> str:
     """Format a time of the emulator's clock as the service does: ISO 8601 in UTC, whole seconds."""
-    # Cut to the second like the `Date` header, so no timestamp is later than the response that shows it.
+    # Truncated like the `Date` header, so no timestamp is later than the response that shows it.
     return _stamp(int(epoch + at))
 
 

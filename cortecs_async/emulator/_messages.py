@@ -1,4 +1,4 @@
-"""Requests and responses as plain data, independent of what carries them (ASGI or httpx)."""
+"""Requests and responses as plain data, independent of the transport (ASGI or httpx)."""
 
 import html
 import json
@@ -9,7 +9,7 @@ import attrs
 
 JSON_TYPE = "application/json"
 HTML_TYPE = "text/html; charset=utf-8"
-# The shapes of an error's body.
+# The formats of an error's body.
 ErrorBody = Literal["message", "error", "openai", "html", "empty"]
 # The parameters in a path, by name.
 Params = Mapping[str, str]
@@ -27,7 +27,7 @@ class Request:
 
     @property
     def bearer_token(self) -> str | None:
-        """The token of a bearer `Authorization` header; None without one."""
+        """The token of a bearer `Authorization` header. None if there is none."""
         scheme, _, token = self.headers.get("authorization", "").partition(" ")
         return token.strip() if scheme.lower() == "bearer" else None
 
@@ -43,14 +43,14 @@ class Response:
     events: tuple[bytes, ...] | None = None
     """The chunks of a streamed response, sent one by one instead of `body`."""
     instance_id: str = ""
-    """The instance that answers. Its load delays the response, and a stream is cut when it stops running."""
+    """The instance that sends the answer. Its load delays the response, and its stop cuts a stream."""
 
 
 class ApiError(ValueError):
-    """The emulated service rejects a request; nothing has changed. Anything that reads a request raises it.
+    """The emulated service rejects a request without changing its state. Any code reading requests raises it.
 
-    Only inference sends the code, a reason for programs. `body` is the shape of the body if it is not that
-    of the route's other errors.
+    Only inference sends the code, a reason for programs. `body` is the format of the body if it differs from
+    the route's other errors.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ def json_response(
 
 
 def error_response(error: ApiError, body: ErrorBody) -> Response:
-    """Build the response for an error, with a body of this shape unless the error has a shape of its own."""
+    """Build the response for an error, in this format unless the error has its own."""
     shape = error.body or body
     if shape == "empty":
         return Response(error.status, headers=dict(error.headers))
@@ -133,7 +133,7 @@ def _reject_constant(name: str) -> NoReturn:
 
 
 def string_field(body: Mapping[str, Any], name: str) -> str | None:
-    """Return a string of the body; None if it is absent or null."""
+    """Return a string from the body, or None if it is absent or null."""
     value = body.get(name)
     if value is None or isinstance(value, str):
         return value
@@ -148,14 +148,14 @@ def required_string(body: Mapping[str, Any], name: str) -> str:
 
 
 def as_integer(value: Any) -> int | None:
-    """Return a value as an integer, or None if it is none. As in JSON Schema 8.0 is one, but true is not."""
+    """Return a value as an integer, or None if it is not one. As in JSON Schema, 8.0 counts, but not true."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def integer_field(body: Mapping[str, Any], name: str, *, least: int, most: int | None = None) -> int | None:
-    """Return an integer of the body; None if it is absent or null."""
+    """Return an integer from the body, or None if it is absent or null."""
     if body.get(name) is None:
         return None
     value = as_integer(body[name])
@@ -168,7 +168,7 @@ def integer_field(body: Mapping[str, Any], name: str, *, least: int, most: int |
 
 
 def boolean_field(body: Mapping[str, Any], name: str) -> bool:
-    """Return a boolean of the body; False if it is absent or null."""
+    """Return a boolean from the body, or False if it is absent or null."""
     value = body.get(name)
     if value is None:
         return False

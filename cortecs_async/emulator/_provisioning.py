@@ -80,7 +80,7 @@ def delete(account: Account, _request: Request, params: Params, now: float) -> R
 
 
 def stop_all(account: Account, _request: Request, _params: Params, now: float) -> Response:
-    """Handle POST /instances/stop-all. Without ids, as the vendor's client allows, if it stops nothing."""
+    """Handle POST /instances/stop-all. The response has no ids if no instance was stopped."""
     body: dict[str, Any] = {"message": "All instances stopped successfully."}
     if ids := account.stop_all(now):
         body["instance_ids"] = ids
@@ -124,7 +124,7 @@ def _boolean_query(request: Request, name: str) -> bool:
     values = [value for key, value in request.query if key == name]
     if not values:
         return False
-    # Python's requests library sends True and False with a capital.
+    # Python's requests library capitalizes True and False.
     value = _BOOLEANS.get(values[0].lower())
     if value is None or len(values) > 1:
         raise ApiError(400, f"{name} must be true or false.")

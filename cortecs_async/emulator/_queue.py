@@ -1,7 +1,7 @@
-"""When an instance works on each inference answer, given how many it works on in parallel.
+"""Schedule an instance's work on inference requests, given how many it works on in parallel.
 
-Nothing runs here. Every answer takes the same time, so the time of each is known when its request arrives,
-and the caller sleeps until then, on its own event loop.
+This module does not run any work. Every answer takes the same time, so the time of each is known when its
+request arrives, and the caller sleeps until then on its own event loop.
 """
 
 from collections import deque
@@ -13,7 +13,7 @@ from cortecs_async.emulator._messages import ApiError
 
 @attrs.frozen(eq=False)
 class Slot:
-    """The time in which one answer is worked on."""
+    """The time for working on one answer."""
 
     begins: float
     ends: float
@@ -24,19 +24,19 @@ class InferenceQueue:
     """The slots of one instance. Not thread-safe: the caller must hold a lock."""
 
     seconds: float
-    """How long each answer takes."""
+    """Seconds per answer."""
     parallel: int
     queue: int | None
     _reserved: deque[Slot] = attrs.field(factory=deque)
-    """Slots that have not ended, in the order of their ends."""
+    """Slots that have not ended, in order of their ends."""
     _vacant: deque[Slot] = attrs.field(factory=deque)
-    """Those of them that were released before they began, in the order of their begins."""
+    """The ones among them that were released before they began, in order of their beginnings."""
 
     def reserve(self, now: float) -> Slot:
         """Reserve the next slot.
 
-        A released slot goes to the next caller, who so overtakes those that already wait: their times
-        are fixed.
+        A released slot goes to the next caller, who thereby overtakes any waiting callers, because their
+        times are fixed.
         """
         while self._reserved and self._reserved[0].ends <= now:
             self._reserved.popleft()
@@ -58,12 +58,12 @@ class InferenceQueue:
         return slot
 
     def release(self, slot: Slot, now: float) -> None:
-        """Leave the queue. Work that has begun is completed."""
+        """Leave the queue. Work in progress is completed."""
         if slot.begins <= now or slot not in self._reserved:
             return
         index = sum(other.begins <= slot.begins for other in self._vacant)
         self._vacant.insert(index, slot)
-        # No one waits behind a vacant slot at the end, so it can be dropped.
+        # No caller waits behind a vacant slot at the end, so it can be dropped.
         while self._reserved and self._vacant and self._reserved[-1] is self._vacant[-1]:
             self._reserved.pop()
             self._vacant.pop()

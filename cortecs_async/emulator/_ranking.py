@@ -1,4 +1,4 @@
-"""Rerank and score: how similar texts are. In the emulator, every model supports both.
+"""Rerank and score texts by similarity. In the emulator, every model supports both.
 
 The score is the share of words that two texts have in common.
 """
@@ -95,7 +95,7 @@ def _pairs(first: list[str], second: list[str]) -> list[tuple[str, str]]:
 
 
 def _count_tokens(instance: Instance, pairs: Sequence[tuple[str, str]]) -> int:
-    """Count the tokens of all pairs. Each pair must fit the context."""
+    """Count the tokens of all pairs. Each pair must fit into the context."""
     counts = [len(tokenize(first)) + len(tokenize(second)) for first, second in pairs]
     for tokens in counts:
         token_limit(instance, tokens, 0)

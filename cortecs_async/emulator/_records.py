@@ -9,22 +9,22 @@ LedgerStatus = Literal["pending", "running", "stopping", "stopped", "deleted"]
 
 @attrs.frozen
 class LedgerEntry:
-    """The bill for one instance. Times are seconds of the emulator's clock.
+    """The bill for one instance. Times are in seconds, on the emulator's clock.
 
     Attributes:
         instance_id: The id of the instance.
-        model_id: The model that it serves.
+        model_id: The model it serves.
         hardware_type_id: The hardware type of each worker.
         num_workers: The number of workers.
         billing_interval: `per_minute` or `per_hour`.
-        started_at: When its first start was accepted.
-        stopped_at: When its last run ended; None while it is billed.
-        deleted_at: When it was deleted; None while it exists.
+        started_at: The time at which its first start was accepted.
+        stopped_at: The time at which its last run ended. None while it is billed.
+        deleted_at: The time at which it was deleted. None while it exists.
         status: Its current status.
-        seconds: How long it has been billed so far, over all its runs, before rounding up to the interval.
-        cost: The cost so far, in the currency of the account. Each run is rounded up to whole intervals, and
-            each worker is billed.
-        price_per_hour: The price of one hour, all workers together.
+        seconds: The billed time so far, over all of its runs, before rounding up to the interval.
+        cost: The cost so far, in the account's currency. Each run is rounded up to whole intervals, and each
+            worker is billed.
+        price_per_hour: The price per hour for all workers together.
 
     Example:
         async with client.instance("meta-llama/Llama-3.1-8B-Instruct"):
@@ -53,11 +53,11 @@ class RequestRecord:
     Attributes:
         method: The HTTP method.
         path: The path, without the query.
-        route: The name of the route; None if no route matched.
-        status: The HTTP status of the response. None without a response: it was dropped, is in progress, or
-            the caller disconnected.
-        at: When it arrived, in seconds of the emulator's clock.
-        fault: The kind of the fault that affected it, if any.
+        route: The name of the route. None if no route matched.
+        status: The HTTP status of the response. None if there is no response: the request was dropped or
+            is in progress, or the caller disconnected.
+        at: The time at which it arrived, in seconds on the emulator's clock.
+        fault: The kind of fault that affected it, if any.
 
     Example:
         await client.user.balance()

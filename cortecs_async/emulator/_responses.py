@@ -1,4 +1,4 @@
-"""OpenAI's Responses API, as far as batches need it: one text for one input, not streamed."""
+"""The part of OpenAI's Responses API that batches need: one text for one input, not streamed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -70,10 +70,10 @@ def _message_json(choice: Choice, message_id: str) -> dict[str, Any]:
 
 
 def _read(body: Mapping[str, Any]) -> ChatRequest:
-    """Read a request as the chat that it stands for."""
+    """Read a request as the equivalent chat."""
     if boolean_field(body, "stream"):
         raise ApiError(400, "The emulator does not stream /responses.")
-    # What stands for "none" in each field that the emulator does not support.
+    # The value for "none" in each field that the emulator does not support.
     for name, nothing in (("tools", []), ("background", False), ("previous_response_id", None)):
         value = body.get(name)
         if value is not None and not (type(value) is type(nothing) and value == nothing):

@@ -1,4 +1,4 @@
-"""Find the route of a request, and handle it."""
+"""Find the route of a request and handle the request."""
 
 import functools
 import json
@@ -91,23 +91,23 @@ class Match:
     route: Route | None = None
     params: Params = attrs.field(factory=dict)
     allow: tuple[str, ...] = ()
-    """The methods of the path, if that of the request is not among them."""
+    """The methods that the path allows, if the request uses a different one."""
     location: str | None = None
-    """The redirect, if the path lacks its slash at the end."""
+    """The redirect, if the slash at the end of the path is missing."""
 
     @property
     def name(self) -> str | None:
         return None if self.route is None else self.route.name
 
 
-# Under load the same few paths repeat; the limit is for paths that callers make up.
+# Under load, the same few paths repeat. The limit is for paths that callers make up.
 @functools.lru_cache(maxsize=4096)
 def find_route(method: str, path: str) -> Match:
     same_path: str | None = None
     allow: list[str] = []
     for route in ROUTES:
         found = route.pattern.fullmatch(path)
-        # /instances/start is a path of its own: GET there is a wrong method, not the instance "start".
+        # /instances/start is its own path: a GET there has a wrong method and does not mean an instance.
         if found is None or same_path not in (None, route.path):
             continue
         if route.method == method:

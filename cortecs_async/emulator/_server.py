@@ -35,7 +35,7 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        # A disconnected caller no longer waits. In process, such a request is cancelled too.
+        # A disconnected caller no longer waits. An in-process request is cancelled in the same way.
         for request in self._requests:
             request.cancel()
 
@@ -55,9 +55,9 @@ class _Protocol(H11Protocol):
 
 @final
 class _BufferedTransport:
-    """Wraps a transport, and joins the writes of one iteration of the event loop.
+    """Wraps a transport and joins all writes in one iteration of the event loop.
 
-    uvicorn writes the head and the body of a response separately, and system calls dominate small ones.
+    uvicorn writes the head and the body of a response separately, and system calls take most of the time.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -90,7 +90,7 @@ class _BufferedTransport:
 
 @final
 class _Server(uvicorn.Server):
-    """A uvicorn server that reacts and stops immediately: no polling, no grace period for connections."""
+    """A uvicorn server that reacts and stops immediately, with no polling and no grace period."""
 
     def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
         super().__init__(
@@ -112,7 +112,7 @@ class _Server(uvicorn.Server):
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """Stop the server, from any thread or signal handler. A second call does nothing."""
+        """Stop the server, from any thread or signal handler. A second call has no effect."""
         # uvicorn reads this if the main loop has not started yet.
         self.should_exit = True
         if self._loop is not None and not self._loop.is_closed():
@@ -130,7 +130,7 @@ class _Server(uvicorn.Server):
             sock.close()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-        # Let the event loop tell the connections that they are lost.
+        # Let the event loop notify the connections that they are lost.
         await asyncio.sleep(0)
         tasks = list(self.server_state.tasks)
         for task in tasks:
@@ -161,7 +161,7 @@ def _bind(host: str, port: int, *, allow_remote: bool) -> socket.socket:
         )
         raise ValueError(msg)
     if not 0 <= port <= 65535:
-        # Else it would wrap.
+        # Otherwise the number would wrap around.
         raise ValueError(f"port {port} is invalid. Use 1 to 65535, or 0 for a free port.")
     family, kind, protocol, _, target = socket.getaddrinfo(
         address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -200,14 +200,14 @@ def run_emulator(
     """Serve an emulator until Ctrl-C or SIGTERM, then return.
 
     Args:
-        emulator: The emulator; its `root_url` is set.
+        emulator: The emulator. Its `root_url` is set.
         host: The address to listen on.
-        port: The port; 0 for a free one.
-        allow_remote: Whether to allow an address that is not loopback.
-        on_ready: Called once, when the emulator accepts connections.
+        port: The port. 0 for a free one.
+        allow_remote: Allow an address that is not loopback.
+        on_ready: Called once, when the emulator accepts connections, with the emulator.
 
     Raises:
-        ValueError: For an address that is not loopback, without `allow_remote`, or an invalid port.
+        ValueError: If the address is not loopback and `allow_remote` is not set, or the port is invalid.
         OSError: If the address cannot be bound.
 
     Example:
@@ -234,22 +234,22 @@ def serve_emulator(
 ) -> "ServedEmulator":
     """Serve an emulator on a real socket during a `with` or `async with` block.
 
-    It runs on its own event loop in another thread, so it responds even if your event loop is blocked.
-    Entering and leaving the block take a few milliseconds and do not `await`. They work with any event loop
-    and clock, and without one. Leaving the block cuts open connections.
+    The emulator runs on its own event loop in another thread, so it responds even if yours is blocked.
+    Entering and leaving the block take a few milliseconds without awaiting anything. Both work with any event
+    loop and clock, or with no event loop at all. Leaving the block cuts open connections.
 
     Args:
-        emulator: The emulator to serve. Its `clock` and `sleep` must work in another thread. None creates
-            one.
+        emulator: The emulator to serve. Its `clock` and `sleep` must work in another thread. If None, a new
+            one is created.
         host: The address to listen on.
-        port: The port; 0 for a free one.
-        allow_remote: Whether to allow an address that is not loopback.
-        **emulator_kwargs: Arguments for the emulator that is created.
+        port: The port. 0 for a free one.
+        allow_remote: Allow an address that is not loopback.
+        **emulator_kwargs: Arguments for the new emulator.
 
     Returns:
-        A context manager for `with` and `async with`. It returns the emulator, with its `root_url` set.
-        Entering it raises ValueError for an address that is not loopback, without `allow_remote`, or an
-        invalid port, and OSError if the address cannot be bound.
+        A context manager for `with` and `async with` that yields the emulator, with its `root_url` set.
+        Entering it raises ValueError if the address is not loopback and `allow_remote` is not set, or the
+        port is invalid. It raises OSError if the address cannot be bound.
 
     Raises:
         TypeError: If you pass both an emulator and `emulator_kwargs`.
@@ -313,7 +313,7 @@ def _served(emulator: Emulator, host: str, port: int, *, allow_remote: bool) -> 
             with sock:
                 asyncio.run(server.serve(sockets=[sock]))
         except BaseException as error:
-            # Once it is ready, no one waits for it, and the thread's own traceback has to do.
+            # Once the server is ready, no caller waits for it, so the thread's own traceback must suffice.
             if ready.done():
                 raise
             ready.set_exception(error)

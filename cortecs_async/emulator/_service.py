@@ -1,4 +1,4 @@
-"""Answer requests: one locked account, its faults, and the requests that are processed later."""
+"""Answer requests. Holds one locked account, its faults, and the requests to process later."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ from cortecs_async.emulator._streaming import Delivery
 
 @attrs.frozen
 class _DelayedRequest:
-    """A request whose caller no longer waits. It is still processed when it is due."""
+    """A request whose caller no longer waits. It is still processed once it is due."""
 
     due: float
     request: Request
@@ -37,7 +37,7 @@ def _http_date(seconds: int) -> str:
 
 
 class Service:
-    """The part of an emulator that answers requests."""
+    """The part of an emulator that handles requests."""
 
     def __init__(
         self,
@@ -59,9 +59,9 @@ class Service:
         self._up_at: dict[str, float] = {}
 
     async def exchange(self, request: Request, /) -> Delivery | None:
-        """Answer one request; None if its connection is dropped. Called by the transports.
+        """Answer one request, or return None if its connection is dropped. The transports call this.
 
-        The lock is held to change the state, and never during a wait.
+        The lock is held while the state changes, never during a wait.
         """
         match = find_route(request.method, request.path)
         with self._lock:
@@ -107,7 +107,7 @@ class Service:
     def _receive(
         self, request: Request, match: Match, now: float, fault: Fault | None
     ) -> tuple[Response | None, Slot | None]:
-        """Process a request that has arrived. The response is None if it is processed later, or never."""
+        """Process a request that has arrived. The response is None if that happens later or never."""
         if match.name in INFERENCE_ROUTES and now < self._up_at.get(match.params["instance_id"], now):
             return None, None
         if fault is None or fault.after:
@@ -119,7 +119,7 @@ class Service:
         return None, None
 
     async def _work(self, response: Response, slot: Slot) -> Response:
-        """Wait until an answer is ready, and return it, or an error if its instance stops before."""
+        """Wait until an answer is ready and return it, or return an error if the instance stops first."""
         interval = self._settings.answer_seconds
         # Between sleeps, check that the instance still runs: an event could not wake callers on other loops.
         for _ in range(math.ceil((slot.ends - self._clock()) / interval)):
@@ -150,7 +150,7 @@ class Service:
         try:
             await self._sleep(seconds)
         except BaseException:
-            # The caller has disconnected. A service does not notice: it processes the request when due.
+            # The caller has disconnected. A service does not notice and processes the request when it is due.
             with self._lock:
                 self._delayed.append(_DelayedRequest(now + seconds, request, match))
             raise
@@ -158,7 +158,7 @@ class Service:
             return self._begin(request, match, self._now())
 
     def _now(self) -> float:
-        """Process every delayed request that is due, and return the current time. The lock must be held."""
+        """Process every due request and return the current time. The lock must be held."""
         now = self._clock()
         due = sorted((each for each in self._delayed if each.due <= now), key=lambda each: each.due)
         if due:
@@ -180,7 +180,7 @@ class Service:
         return "openai" if request.path.startswith(INFERENCE) else self._settings.error_body
 
     def _begin(self, request: Request, match: Match, now: float) -> tuple[Response, Slot | None]:
-        """Handle a request, and reserve the time in which the instance works on it, if it takes any."""
+        """Handle a request, and reserve the time that the instance needs for it, if any."""
         response = self._handle(request, match, now)
         if not response.instance_id or not self._settings.answer_seconds:
             return response, None

@@ -86,9 +86,9 @@ class Settings:
     error_body: ErrorBody = attrs.field(validator=attrs.validators.in_(get_args(ErrorBody)))
     endpoint_lag: float = attrs.field(validator=attrs.validators.ge(0))
     epoch: float
-    """The Unix time at which the clock was zero, by the service's clock, for dates in responses."""
+    """The Unix time, on the service's clock, at which the clock was zero. Used for dates in responses."""
 
-    # Cached: each instance of each list needs them.
+    # Cached, because each instance in each list needs them.
     @functools.cached_property
     def ready_after(self) -> float:
         """Seconds from an accepted start until the first worker is running."""

@@ -15,9 +15,9 @@ class ConnectionCut(Exception):  # noqa: N818 - it is an event, not an error
 @final
 @attrs.define(eq=False, kw_only=True)
 class Delivery(AsyncIterator[bytes]):
-    """A response, and its body chunk by chunk as the caller receives it.
+    """A response whose body is yielded chunk by chunk, as the caller receives it.
 
-    This is a class instead of a generator so that a caller who stops reading leaves nothing to close.
+    This is a class, not a generator, so a caller who stops reading does not need to close it.
     """
 
     response: Response

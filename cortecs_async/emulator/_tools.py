@@ -9,7 +9,7 @@ import attrs
 from cortecs_async.emulator._generation import Message
 from cortecs_async.emulator._messages import ApiError, boolean_field, required_string
 
-# Every call id starts with this, which identifies calls that a framework sends back as text.
+# Every call id starts with this, which identifies calls sent back as text by a framework.
 CALL_PREFIX: Final = "call_emulator_"
 
 
@@ -42,7 +42,7 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """The results as text, or without any the user's text."""
+        """The results as text, or the user's text if there are none."""
         return " ".join(f'{name} said: "{text}"' for name, text in self.results) or self.user_text
 
 
@@ -86,8 +86,8 @@ def _tool(value: Any) -> Tool:
 def read_turn(messages: Sequence[Message], toolbox: Toolbox) -> Turn:
     """Read the conversation since the user's last message.
 
-    Some frameworks (smolagents) send a call as text of the assistant, its id included, and the result as a
-    message of the user. These count as a call and its result.
+    Some frameworks (smolagents) send a call, including its id, as text from the assistant, and the result as
+    a message from the user. These count as a call and its result.
     """
     user_text, called, results = "", set[str](), list[tuple[str, str]]()
     names: dict[str, str] = {}
@@ -111,12 +111,12 @@ def read_turn(messages: Sequence[Message], toolbox: Toolbox) -> Turn:
 
 
 def tools_to_call(toolbox: Toolbox, turn: Turn) -> tuple[Tool, ...]:
-    """Choose the tools that the model calls now; none if it answers with text.
+    """Choose the tools that the model calls now. Empty if it answers with text.
 
-    For each message of the user, each tool is called once, in the order in which they are offered: one an
-    answer, or all in one answer if `parallel_tool_calls` is true. If the user names tools, only those are
-    called. After that the model answers. Where it must call a tool, it calls the last: frameworks put their
-    tool for the final answer there.
+    For each message from the user, each tool is called once, in the order offered: one per answer, or all in
+    one answer if `parallel_tool_calls` is true. If the user names tools, only those tools are called. After
+    that, the model answers with text. If it must call a tool, it calls the last one, because frameworks put
+    their tool for the final answer there.
     """
     if toolbox.choice in ("none", "named"):
         return toolbox.tools if toolbox.choice == "named" else ()

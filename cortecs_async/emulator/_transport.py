@@ -1,4 +1,4 @@
-"""An httpx transport that reaches the emulator in process."""
+"""An httpx transport that reaches the emulator in-process."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from cortecs_async.emulator._asgi import Core
 from cortecs_async.emulator._messages import Request
 from cortecs_async.emulator._streaming import ConnectionCut, Delivery
 
-# The messages of h11 and httpcore, so that code that reads them sees nothing new.
+# The same messages as in h11 and httpcore, for code that reads them.
 _DROPPED: Final = "Server disconnected without sending a response."
 _CUT_BODY: Final = (
     "peer closed connection without sending complete message body (received {} bytes, expected {})"
@@ -25,7 +25,7 @@ _CUT_STREAM: Final = "peer closed connection without sending complete message bo
 class EmulatorTransport(httpx.AsyncBaseTransport):
     """Sends requests to an emulator as plain function calls.
 
-    As on a network, a request can be cancelled before it arrives and before its response does. The read
+    As on a network, a request can be cancelled before it or its response arrives. The read
     timeout of the request applies, on the clock of the event loop.
     """
 

@@ -1,4 +1,4 @@
-"""What lists and reads of instances show. It can lag behind the account's true state."""
+"""The content of lists and of requests for one instance. It can lag behind the account's true state."""
 
 from collections.abc import Iterable
 
@@ -9,21 +9,21 @@ from cortecs_async.emulator._instance import EPSILON, Instance
 
 @attrs.define
 class Replicas:
-    """Servers that answer in turn, each with its own lag in seconds."""
+    """Servers that respond in turn, each with its own lag in seconds."""
 
     lags: tuple[float, ...]
     answers: int = 0
-    """How many answers they have given."""
+    """The number of responses so far."""
 
     def view_time(self, now: float) -> float:
-        """Count an answer, and return the time whose state it shows."""
+        """Count a response and return the time of the state that it shows."""
         lag = self.lags[self.answers % len(self.lags)]
         self.answers += 1
         return now - lag
 
 
 def as_of(instance: Instance, at: float) -> Instance | None:
-    """Return an instance as it was at an earlier time; None if it did not exist then."""
+    """Return an instance as it was at an earlier time, or None if it did not exist then."""
     if instance.deleted_at is not None and instance.deleted_at <= at + EPSILON:
         return None
     runs = [run for run in instance.runs if run.started_at <= at + EPSILON]
@@ -39,8 +39,8 @@ def all_as_of(existing: Iterable[Instance], deleted: dict[str, Instance], at: fl
     """Return the instances that existed at an earlier time, oldest first.
 
     Args:
-        existing: Those that exist now.
-        deleted: Those that are deleted, in the order of their deletion.
+        existing: The instances that exist now.
+        deleted: The deleted instances, in the order of their deletion.
         at: The earlier time.
     """
     views = [view for instance in existing if (view := as_of(instance, at)) is not None]

@@ -1,1 +1,1 @@
-"""Optional integrations with other packages; each module says what to install."""
+"""Optional integrations with other packages. Each module states what to install."""

@@ -1,4 +1,4 @@
-"""An instance that runs in the background while your code runs."""
+"""Run an instance in the background, alongside the code that uses it."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from ..errors import (
 from ..types import Duration, Progress
 from ._managed import RETRY_AFTER, ManagedInstance, Reason, StartOptions, Unavailable, logger
 
-# After these errors nothing is started again: another start would exceed a limit, leave another instance
-# that cannot be distinguished from a foreign one, or be rejected in the same way.
+# After these errors, no new instance is started: another start would exceed a limit, leave another instance
+# that cannot be distinguished from instances of other users, or be rejected in the same way.
 _FINAL = (LeaseExpiredError, AmbiguousStartError, InvalidArgumentError)
 
-# These need a person: another secret, more balance, more rights. A service can err too, so nothing is
-# concluded from one of them, or from several in the same moment.
+# These need a person to fix them: a new secret, more balance, more rights. The service can be wrong too, so
+# one such error, or several in the same moment, proves nothing.
 _REFUSALS = (AuthenticationError, InsufficientBalanceError, PermissionDeniedError, ConfigurationError)
 
-# Refusals in a row after which nothing is started again, and the least seconds between them.
+# Refusals in a row after which no new instance is started, and the minimum seconds between them.
 _MAX_REFUSALS, _REFUSAL_PAUSE = 5, 10.0
 
 _REASONS: tuple[tuple[tuple[type[Exception], ...], Reason], ...] = (
@@ -48,21 +48,21 @@ _REASONS: tuple[tuple[tuple[type[Exception], ...], Reason], ...] = (
 
 _TOKEN_PATH, _START_PATH = "/oauth2/token", "/instances/start"
 
-# Seconds between two checks of a reported instance, and the most after failures. Seconds for one check.
+# Seconds between two checks of a reported instance, the maximum after failures, and the timeout of a check.
 _CHECK_INTERVAL, _MAX_CHECK_INTERVAL, _CHECK_TIMEOUT = 1.0, 10.0, 10.0
 
 
 @hinted
 class BackgroundInstance(ManagedInstance):
-    """Run an instance in the background, while your app serves.
+    """Run an instance in the background while your app serves requests.
 
     Entering the block returns immediately. `handle()` returns the running instance or raises `NotReadyError`.
-    Leaving the block releases the instance, as leaving a lease does. A release that fails is logged. You may
-    leave the block in another task of the same event loop.
+    Leaving the block releases the instance, as leaving a lease does. If the release fails, the failure is
+    logged. You can leave the block in a different task of the same event loop.
 
-    A lost instance is replaced once its loss is confirmed. A start that fails is tried again after `pause`.
-    Nothing is started again if that would exceed a limit, if the start was ambiguous, or if the service has
-    refused five starts in a row because of the credentials or the balance.
+    A lost instance is replaced once its loss is confirmed. A failed start is retried after `pause`. No new
+    instance is started if that would exceed a limit, if a start was ambiguous, or after the service has
+    rejected five starts in a row because of the credentials or the balance.
 
     Every process has its own instance. For a server with several workers, use `SharedInstance`.
 
@@ -70,7 +70,7 @@ class BackgroundInstance(ManagedInstance):
         client: The client that starts the instances. Close it after this block.
         model_id: As for `client.instance`.
         hardware_type_id: As for `client.instance`.
-        pause: Time between a failed start and the next attempt; at least 10 seconds after a refusal.
+        pause: The time between a failed start and the next attempt. After a rejected start, at least 10 s.
         **options: As for `client.instance`; see `StartOptions`.
 
     Raises:
@@ -113,7 +113,7 @@ class BackgroundInstance(ManagedInstance):
             pause = await self._run_one()
 
     async def _run_one(self) -> float | None:
-        """Run one instance until it ends. Return the seconds until the next start, None if there is none."""
+        """Run one instance until it ends. Return the seconds until the next start, if there is one."""
         lease: InstanceLease | None = None
         pause: float | None = 0.0
         try:
@@ -136,7 +136,7 @@ class BackgroundInstance(ManagedInstance):
         return pause
 
     async def _check_reports(self, lease: InstanceLease) -> None:
-        """Check the instance after each report. Until it is known to run again, withhold a lost one."""
+        """Check the instance after each report. Withhold a lost instance until it is known to run again."""
         handle, instance_id = lease.handle, lease.instance_id
         backoff = Backoff(first=_CHECK_INTERVAL, limit=_MAX_CHECK_INTERVAL)
         while True:
@@ -154,7 +154,7 @@ class BackgroundInstance(ManagedInstance):
             await anyio.sleep(_CHECK_INTERVAL)
 
     async def _is_running(self, instance_id: str) -> bool | None:
-        """Check an instance once; return None if it could not be read."""
+        """Check an instance once. Return None if its state could not be read."""
         try:
             with anyio.fail_after(_CHECK_TIMEOUT):
                 return (await self._client.instances.get(instance_id)).is_usable
@@ -167,8 +167,8 @@ class BackgroundInstance(ManagedInstance):
     async def _poll(self, instance_id: str) -> None:
         """Make the poller read an instance now.
 
-        One reading is enough to withhold a handle for the moment, but not to end the lease. That is left to
-        the lease, which takes the readings of the same poller, and needs two.
+        One reading is enough to withhold a handle for now, but not to end the lease. The lease decides that.
+        It uses the readings of the same poller and needs two of them.
         """
         with anyio.move_on_after(_CHECK_TIMEOUT), contextlib.suppress(Exception):
             await anext(self._client.instances.watch(instance_id))
@@ -188,7 +188,7 @@ class BackgroundInstance(ManagedInstance):
 
     def _reason(self, error: Exception) -> Reason:
         if isinstance(error, InvalidArgumentError):
-            # What was valid on entry becomes invalid when too little of a limit is left.
+            # Options that were valid on entry become invalid when too little of a limit is left.
             return "limit_reached" if self._used_seconds else "misconfigured"
         if _is_no_capacity(error):
             return "no_capacity"
@@ -224,15 +224,15 @@ class BackgroundInstance(ManagedInstance):
 
 def _is_refusal(error: Exception) -> bool:
     if isinstance(error, APIStatusError) and not error.has_json_body:
-        return False  # of a proxy
+        return False  # sent by a proxy
     if isinstance(error, APIStatusError) and error.path == _TOKEN_PATH:
-        # Token endpoints reject credentials with 400 or 401.
+        # Token endpoints reject invalid credentials with 400 or 401.
         return 400 <= error.status_code < 500 and not isinstance(error, RateLimitError)
     return isinstance(error, _REFUSALS)
 
 
 def _is_no_capacity(error: Exception) -> bool:
-    """Return whether the service rejected a start with 503, in its own JSON and not in a proxy's HTML."""
+    """Return whether the service rejected a start with 503, in its own JSON rather than a proxy's HTML."""
     return isinstance(error, ServiceUnavailableError) and error.path == _START_PATH and error.has_json_body
 
 

@@ -1,7 +1,7 @@
-"""A batch on many machines against instances that one program leases: the part common to Ray and Dask.
+"""Run a batch on many machines, on instances that one program leases. The common part of Ray and Dask.
 
 The driver leases the instances, sends chunks of items to workers, and collects the results. Workers only send
-requests to the instances and own nothing, so if a worker is lost, another one does its chunk again.
+requests to the instances and own nothing, so if a worker is lost, another worker repeats its chunk.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ logger = logging.getLogger("cortecs_async.fleet")
 T = TypeVar("T")
 
 Submit = Callable[[InstanceHandle, list[Any]], Awaitable[list[Result]]]
-"""Runs a chunk on some worker. Once cancelled, its results are no longer needed."""
+"""Runs a chunk on some worker. After a cancellation, the results are no longer needed."""
 
-# Seconds for the clean-up of the items, once all instances are released.
+# Seconds for the items to clean up, once all instances are released.
 _CLOSE_TIMEOUT = 5.0
 
-# Seconds that the instances may be down before all attempts of the last items count: no other items are left
-# that could show whether an instance answers.
+# Seconds that the instances may be down before all attempts of the last items count, because no other items
+# are left that could show whether an instance responds.
 _LAST_ITEMS_TIMEOUT = 30.0
 
 
 @hinted
 class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
-    """A batch on a cluster, returned by `fan_out`. Enter it with `async with`, and iterate over the outcomes.
+    """A batch on a cluster, returned by `fan_out`. Enter it with `async with` and iterate over the outcomes.
 
-    Outcomes come in the order in which the items are done. If you do not take them, the work pauses, so
+    Outcomes come in the order in which the items are finished. If you do not take them, the work pauses, so
     memory does not grow with the number of items. The iteration ends once every item has an outcome and all
     instances are released.
 
-    Entering begins to read the items. The first lease starts with the first item. The next one starts when
-    more items are waiting than the instances so far have room for. However you leave the block, running
-    chunks are cancelled, all instances are released, and the items are closed.
+    Entering the block starts reading the items. The first lease starts with the first item. Each further
+    lease starts when more items are waiting than the instances so far have room for. However you leave the
+    block, running chunks are cancelled, all instances are released, and the iterator of the items is closed.
 
     Example:
         async def shout(inst, items):
@@ -100,10 +100,10 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         self._main: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Begin to read the items.
+        """Start reading the items.
 
         Raises:
-            InvalidArgumentError: If it was entered before.
+            InvalidArgumentError: If the block was entered before.
         """
         if self._main is not None:
             raise InvalidArgumentError("This fan-out was already entered. Call fan_out(...) again.")
@@ -116,19 +116,19 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Cancel running chunks and the reading of the items, and return once all instances are released.
+        """Cancel running chunks, stop reading the items, and return once all instances are released.
 
-        The items get 5 more seconds to clean up.
+        The iterator of the items gets 5 more seconds to clean up.
 
         Raises:
-            CortecsError: If a release failed, unless the block has raised already: then it is a note.
-            Exception: Likewise, if the items raise while they are closed.
+            CortecsError: If a release failed. If the block raised, its exception gets a note.
+            Exception: Likewise, if the iterator of the items raises while it is closed.
         """
         if self._main is None:
             return
         self._stop()
         cancellation: asyncio.CancelledError | None = None
-        # Without the shield, a cancelled scope of anyio would cancel this at every turn of the loop.
+        # Without the shield, a cancelled scope of anyio would cancel this at every turn of the event loop.
         with anyio.CancelScope(shield=True):
             while not self._main.done():
                 try:
@@ -150,8 +150,8 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         """Return the next outcome.
 
         Raises:
-            CortecsError: The error of the last instance to end, or of a release that failed.
-            Exception: Any error of `work` or the items, or of Ray or Dask if they cannot run a chunk.
+            CortecsError: The error of the last instance to end, or of a failed release.
+            Exception: Any error from `work` or the items, or from Ray or Dask if they cannot run a chunk.
             InvalidArgumentError: Outside the block.
             StopAsyncIteration: At the end.
         """
@@ -167,10 +167,10 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         return outcome
 
     async def to_list(self) -> list[Outcome[T]]:
-        """Return all outcomes that were not taken yet as a list.
+        """Return a list of all outcomes not taken yet.
 
         Raises:
-            Exception: As from the iteration.
+            Exception: The same errors as from the iteration.
 
         Example:
             async def shout(inst, items):
@@ -220,7 +220,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             self._stop()
 
     async def _lease(self, tasks: TaskGroup) -> None:
-        """Start a lease whenever there are items that the instances before it have no room for."""
+        """Start a lease whenever there are items that the running instances have no room for."""
         for lease in self._leases:
             while self._queue.is_full or self._queue.num_waiting <= self._room:
                 if self._queue.is_finished:
@@ -232,7 +232,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
 
     @property
     def _room(self) -> int:
-        """How many items the instances can still take, once they run. One that is down may soon answer."""
+        """The number of items the instances can still take once they run, even if they are down."""
         chunks = self._chunks_per_instance * (len(self._starting) + len(self._in_use))
         return self._chunk_size * (chunks - sum(inst.chunks for inst in self._in_use))
 
@@ -300,7 +300,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             try:
                 results = await self._submit(inst.handle, [task.item for task in chunk])
             except asyncio.CancelledError as error:
-                # A future of Ray or Dask may have been cancelled, for example by the end of the cluster.
+                # A Ray or Dask future may have been cancelled, for example because the cluster ended.
                 if is_cancellation(error):
                     raise
                 raise RuntimeError("A chunk was cancelled by code outside its fan-out") from error
@@ -314,12 +314,12 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             else:
                 inst.record_silence(failures[0], began, now)
         except BaseException as error:
-            # After another error of `work`, the fan-out ends, and no sender may call `work` again.
+            # After any other error from `work`, the fan-out ends, and no sender may call `work` again.
             if isinstance(error, EndpointError) or not isinstance(error, Exception):
                 for task in chunk:
                     self._queue.put_back(task)
             raise
-        # One delay for all, so that they stay one chunk.
+        # One delay for all of them, so that they stay one chunk.
         delay = retry_delay(max(task.failures for task in chunk))
         for task, result in zip(chunk, results, strict=True):
             if self._may_be_retried(task, result, inst, began, now):

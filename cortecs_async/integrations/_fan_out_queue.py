@@ -1,4 +1,4 @@
-"""The items and outcomes of a fan-out, and what it knows about its instances."""
+"""The items and outcomes of a fan-out, and the state of its instances."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._worker import Failure, Result
 
 T = TypeVar("T")
 
-# The fewest items that came back with which no new one is taken.
+# The minimum of returned items with which no new ones are taken.
 _MAX_RETRIES = 16
 
 
@@ -29,7 +29,7 @@ class Outcome(Generic[T]):
     Attributes:
         item: The item.
         value: What `work` returned for it.
-        error: Why there is no value. None if there is one.
+        error: The reason why there is no value. None if there is one.
 
     Example:
         async def parse(inst, items):
@@ -51,10 +51,10 @@ class Task(Generic[T]):
     """An item.
 
     Attributes:
-        failures: Attempts that failed.
-        own_failures: Those between which the instance answered others. The others do not count, because the
-            instance may have been down.
-        failed_at: When the last one failed.
+        failures: The number of failed attempts.
+        own_failures: The failed attempts during which the instance answered other items. The rest do not
+            count, because the instance may have been down.
+        failed_at: The time of the last failure.
     """
 
     item: T
@@ -65,7 +65,7 @@ class Task(Generic[T]):
 
 @define(eq=False)
 class FanOutInstance:
-    """An instance, and whether it answers. While it may be down, it gets one chunk at a time."""
+    """An instance, and whether it responds. While it may be down, it gets one chunk at a time."""
 
     handle: InstanceHandle
     health: EndpointHealth = field(factory=EndpointHealth)
@@ -76,7 +76,7 @@ class FanOutInstance:
     is_key_rejected: bool = False
 
     def record_silence(self, failure: Failure, began: float, now: float) -> None:
-        """Note that no item of a chunk was answered. Raise if the instance has not answered for too long."""
+        """Record that no item of a chunk was answered. Raise if the instance is silent for too long."""
         health = self.health
         health.record_failure(now, concurrency=1, is_unclear=health.last_success < began)
         reason = FailureReason.KEY_REJECTED if failure.status in {401, 403} else FailureReason.OTHER
@@ -97,12 +97,12 @@ class FanOutQueue(WorkQueue[Task[T]], Generic[T]):
     """The items to do, and their outcomes."""
 
     limit: int
-    """The most items to read ahead, to have in progress, and to keep as outcomes that were not taken yet."""
+    """The limits of items to read ahead, of items in progress, and of outcomes that were not taken yet."""
     new: deque[Task[T]] = field(factory=deque)
     outcomes: deque[Outcome[T]] = field(factory=deque)
 
     async def read(self, feed: Feed[T]) -> None:
-        """Read the items, up to the limit ahead."""
+        """Read the items, up to the limit of items to read ahead."""
         while True:
             while len(self.new) >= self.limit:
                 await self.changed.wait()
@@ -131,7 +131,7 @@ class FanOutQueue(WorkQueue[Task[T]], Generic[T]):
         return bool(self.new) or not self._is_read
 
     def take(self, size: int) -> list[Task[T]]:
-        """Take up to `size` items. Empty if there are none at the moment."""
+        """Take up to `size` items. Empty if there are none right now."""
         chunk: list[Task[T]] = []
         while len(chunk) < size and (task := self.get_nowait()) is not None:
             chunk.append(task)

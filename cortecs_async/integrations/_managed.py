@@ -1,4 +1,4 @@
-"""What background and shared instances have in common: the block, and the state that an app sees in it."""
+"""The common part of background and shared instances: the block, and the state that an app sees in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..types import BillingInterval, Duration
 
 logger = logging.getLogger("cortecs_async.web")
 
-# The `Retry-After` in seconds while an instance is being started.
+# The `Retry-After`, in seconds, while an instance is starting.
 RETRY_AFTER = 10.0
 
 Reason = Literal[
@@ -39,9 +39,9 @@ Reason = Literal[
     "unresponsive",
     "stopped",
 ]
-"""Why no instance is running: the values of `NotReadyError.reason`."""
+"""The reasons why no instance is running: the values of `NotReadyError.reason`."""
 
-# Shown to users of the app: no ids, no names, no texts of the service.
+# Users of the app can see these: no ids, no names, no text from the service.
 _MESSAGES: Mapping[Reason, str] = {
     "starting": "The model is starting, which takes a few minutes",
     "restarting": "The model is being restarted, which takes a few minutes",
@@ -57,24 +57,24 @@ _MESSAGES: Mapping[Reason, str] = {
 
 
 class NotReadyError(CortecsError, RuntimeError):
-    """No instance is running yet, or no longer.
+    """No instance is running: not yet, or no longer.
 
-    Why: `reason` and the message say why, such as an instance that is still starting. Users of your app may
-    see the message: it is one of a few fixed sentences. Do not show them `detail`, which contains ids and
-    quotes the service. A traceback shows it as a note.
+    Why: `reason` and the message give the cause, such as an instance that is still starting. You can show the
+    message to users of your app, because it is one of a few fixed sentences. Do not show them `detail`, which
+    contains ids and quotes the service. A traceback shows `detail` as a note.
 
     What to do: Respond with status 503, the message, and `headers`. To wait instead, call `wait()`.
 
     Args:
         reason: Selects the message.
         detail: The cause, for the people who run the app.
-        retry_after: Seconds to wait before the next attempt; None if no instance will be started again.
+        retry_after: Seconds to wait before the next attempt. None if no new instance will be started.
 
     Attributes:
         status_code: 503.
         reason: One word for programs, such as `"starting"`, `"no_capacity"` or `"no_balance"`.
         detail: The cause, for the people who run the app.
-        retry_after: Seconds to wait before the next attempt; None if no instance will be started again.
+        retry_after: Seconds to wait before the next attempt. None if no new instance will be started.
 
     Example:
         from cortecs_async.integrations.web import BackgroundInstance, NotReadyError
@@ -98,7 +98,7 @@ class NotReadyError(CortecsError, RuntimeError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds. Empty if no instance will be started again."""
+        """`Retry-After` in whole seconds. Empty if no new instance will be started."""
         return {} if self.retry_after is None else {"Retry-After": f"{max(self.retry_after, 1):.0f}"}
 
 
@@ -106,7 +106,7 @@ class StartOptions(TypedDict, total=False):
     """The options of `client.instance` that background and shared instances accept, with the same meaning.
 
     `max_lifetime` and `max_cost` limit the total of all instances that one block starts. Once a limit is
-    reached, nothing is started again.
+    reached, no new instance is started.
     """
 
     context_length: int | None
@@ -120,7 +120,7 @@ class StartOptions(TypedDict, total=False):
 
 
 def _in_seconds(options: StartOptions) -> StartOptions:
-    """Check the durations and convert them to seconds, so that equal options are equal as JSON."""
+    """Check the durations and convert them to seconds, so that equal options produce the same JSON."""
     converted = options.copy()
     for name in ("start_timeout", "teardown_timeout", "max_lifetime"):
         if (value := options.get(name)) is not None:
@@ -130,7 +130,7 @@ def _in_seconds(options: StartOptions) -> StartOptions:
 
 @frozen
 class Unavailable:
-    """The state of a managed instance that is not running, as `NotReadyError` shows it."""
+    """The state of a managed instance that is not running. `NotReadyError` shows it."""
 
     reason: Reason
     detail: str = ""
@@ -143,8 +143,8 @@ State = InstanceHandle | Unavailable
 class ManagedInstance(abc.ABC):
     """The base of `BackgroundInstance` and `SharedInstance`.
 
-    The work is done in a task of its own. So the block may be left in another task than it was entered in,
-    which is how pytest and some servers run the two halves of a fixture or a lifespan.
+    The work runs in a separate task, so the block can be left in a different task than the one that entered
+    it. That is how pytest and some servers run the two halves of a fixture or a lifespan.
     """
 
     def __init__(self, pause: Duration, options: StartOptions) -> None:
@@ -153,22 +153,22 @@ class ManagedInstance(abc.ABC):
             explained = explain_argument(names[0], START_ARGUMENTS, known)
             choices = f". The options are {', '.join(known)}"
             raise InvalidArgumentError(f"Unknown option {', '.join(names)}{explained or choices}")
-        # Shorter, starts that fail would follow each other as fast as they can.
+        # With a shorter pause, failing starts would follow each other without a break.
         self._pause = check_seconds("pause", pause, at_least=0.1)
         self._options = _in_seconds(options)
         self._state: State = Unavailable("stopped", "not entered")
         self._changed = Broadcast()
-        self._reported: str | None = None  # the id of an instance to which a request has failed
+        self._reported: str | None = None  # the id of an instance to which a request failed
         self._new_report = Broadcast()
         self._is_entered = False
-        # Set on entry: the object may be created at import, outside of every event loop.
+        # Set on entry: the object may be created at import, outside any event loop.
         self._work: BackgroundTask
         self._scope: anyio.CancelScope
         self._loop: object
         self._run_in_loop: Callable[[Callable[[], object]], object]
 
     def handle(self) -> InstanceHandle:
-        """Return the instance that is running. Call this for every request: a lost instance is replaced.
+        """Return the running instance. Call this for every request, because a lost instance is replaced.
 
         Raises:
             NotReadyError: If no instance is running.
@@ -192,10 +192,10 @@ class ManagedInstance(abc.ABC):
         return state
 
     async def wait(self) -> InstanceHandle:
-        """Wait until an instance is running, and return it: for background work.
+        """Wait until an instance is running, then return it. Meant for background work.
 
         Raises:
-            NotReadyError: If no instance will be started again.
+            NotReadyError: If no new instance will be started.
             InvalidArgumentError: Outside the `async with` block.
 
         Example:
@@ -214,15 +214,15 @@ class ManagedInstance(abc.ABC):
     def report(self, error: BaseException, handle: InstanceHandle | None = None) -> None:
         """Report that a request to the instance failed, for example because the connection was refused.
 
-        The status of the instance is then checked immediately instead of within ten seconds. If it is not
-        running, `handle()` raises `NotReadyError` until it is running again or has been replaced. If it is
-        running, nothing changes: a failed request alone never ends an instance. Reports that follow each
-        other quickly share one check. You can call this in any thread.
+        The status of the instance is then checked immediately instead of within ten seconds. If the instance
+        is not running, `handle()` raises `NotReadyError` until the instance is running again or has been
+        replaced. If it is running, the report has no effect, because a failed request alone never ends an
+        instance. Reports in quick succession share one check. You can call this in any thread.
 
         Args:
             error: The error of the request.
-            handle: The instance that the request was sent to. Default: the current one. Nothing is checked if
-                it has been replaced since.
+            handle: The instance that the request was sent to. Default: the current one. Nothing is checked
+                if it has since been replaced.
 
         Example:
             async with BackgroundInstance(client, "meta-llama/Llama-3.1-8B-Instruct") as instance:
@@ -240,7 +240,7 @@ class ManagedInstance(abc.ABC):
             self.report_id(reported.instance_id)
 
     def report_id(self, instance_id: str) -> None:
-        """Report that a request to an instance failed. Ignored if it is not the one that is running."""
+        """Report that a request to an instance failed. Ignored unless that instance is the running one."""
         state = self._state
         if isinstance(state, InstanceHandle) and state.instance_id == instance_id:
             self._reported = instance_id
@@ -248,28 +248,28 @@ class ManagedInstance(abc.ABC):
                 self._run_in_loop(self._new_report.notify)
 
     async def next_report(self) -> str:
-        """Wait for a report, and return the id of the instance."""
+        """Wait for a report and return the id of the instance."""
         while self._reported is None:
             await self._new_report.wait()
         instance_id, self._reported = self._reported, None
         return instance_id
 
     async def state_after(self, known: State | None) -> State:
-        """Wait until the state differs from `known`, and return it."""
+        """Wait until the state differs from `known`, then return it."""
         while self._state == known:
             await self._changed.wait()
         return self._state
 
     async def __aenter__(self) -> Self:
-        """Begin to start an instance, without waiting for it to run.
+        """Start an instance without waiting until it is running.
 
         Raises:
             InvalidArgumentError: If an argument is invalid, or the block was already entered.
-            ConfigurationError: If it cannot work on this machine.
+            ConfigurationError: If the integration cannot work on this machine.
         """
         if self._is_entered:
             raise InvalidArgumentError(f"{self!r} was already entered. Enter it once; all tasks can use it.")
-        # Before the first await, because another task may enter it meanwhile.
+        # Set before the first await, because another task may enter the block during it.
         self._is_entered = True
         self._set(Unavailable("starting"))
         try:
@@ -290,15 +290,15 @@ class ManagedInstance(abc.ABC):
         """Return once the instance is released, or left to the other processes that share it.
 
         Raises:
-            ConfigurationError: In another event loop than that of `__aenter__`. That loop releases the
-                instance, at its end at the latest.
+            ConfigurationError: If called in a different event loop than `__aenter__`. That event loop
+                releases the instance, at the latest when it ends.
         """
         if not self._is_entered:
             return
         if current_loop() is not self._loop:
             self._leave_in_another_loop(exc)
             return
-        # Another task may leave the block too, and enter it again before this one is done.
+        # Another task may leave the block too and enter it again before this one is done.
         work = self._work
         ended = await run_uncancellable(partial(self._end, work, self._scope), restart_if_cancelled=True)
         if self._work is work:
@@ -312,7 +312,7 @@ class ManagedInstance(abc.ABC):
         try:
             await self._leave()
         finally:
-            # A scope stays cancelled. A cancellation of the task would end only one of its waits.
+            # A scope stays cancelled. Cancelling the task would end only one of its waits.
             scope.cancel()
             await work.join()
 
@@ -339,14 +339,14 @@ class ManagedInstance(abc.ABC):
 
     @abc.abstractmethod
     async def _check(self) -> None:
-        """Raise if the arguments or the environment cannot work."""
+        """Raise an error if the arguments or the environment cannot work."""
 
     @abc.abstractmethod
     async def _run(self) -> None:
         """Keep the state up to date until cancelled."""
 
     async def _leave(self) -> None:
-        """Do what must happen before `_run` is cancelled."""
+        """Do the work that must come before `_run` is cancelled."""
         return
 
     def _set(self, state: State) -> None:

@@ -1,4 +1,4 @@
-"""Names of the markers of the pytest plugin. `EMULATOR` and `CLIENT` are fixtures as well."""
+"""Names of the pytest plugin's markers. `EMULATOR` and `CLIENT` are also fixtures."""
 
 from typing import Final
 

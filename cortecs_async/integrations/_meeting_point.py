@@ -1,4 +1,4 @@
-"""The lock and the socket by which the processes that share an instance find its owner."""
+"""The lock and the socket with which the processes sharing an instance find its owner."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .._state_directory import StateFolder
 if TYPE_CHECKING or sys.platform != "win32":
     import fcntl
 
-# Bytes.
+# In bytes.
 _LONGEST_NOTE = 32
 
-# Follows the process id of an owner that is starting, and so has started no instance yet.
+# Follows the process id of an owner that is still starting and so has not started an instance yet.
 _STARTING = b" starting"
 
 
 @frozen
 class MeetingPoint:
-    """A lock, which the owner holds while it lives, and a socket, on which it listens.
+    """A lock, which the owner holds while it runs, and a socket, on which the owner listens.
 
-    The file of the lock contains the process id of the owner, and whether it is still starting.
+    The lock file contains the process id of the owner, and whether it is still starting.
 
     Attributes:
         address: The path of the socket. The lock is next to it.
@@ -41,12 +41,12 @@ class MeetingPoint:
         return f"{self.address.stem}.lock"
 
     def check(self) -> None:
-        """Raise an OSError if the files cannot be used here."""
+        """Raise an OSError if the files cannot be used on this machine."""
         with StateFolder(self.address.parent, create=True) as folder:
             os.close(folder.open(self._lock_name, os.O_RDWR | os.O_CREAT))
 
     def try_lock(self) -> int | None:
-        """Return the descriptor of the lock; None if another process holds it."""
+        """Return the descriptor of the lock, or None if another process holds it."""
         if sys.platform == "win32":
             raise OSError(NO_LOCKS)
         with StateFolder(self.address.parent, create=True) as folder:
@@ -59,7 +59,7 @@ class MeetingPoint:
         return lock
 
     def note_owner(self, lock: int, pid: int, *, is_starting: bool = False) -> None:
-        """Write the process id of the owner into the lock, unless the file contains anything else."""
+        """Write the process id of the owner into the lock file, unless the file contains anything else."""
         if sys.platform == "win32":
             raise OSError(NO_LOCKS)
         note = str(pid).encode() + (_STARTING if is_starting else b"")
@@ -69,12 +69,12 @@ class MeetingPoint:
             os.pwrite(lock, note, 0)
 
     def owner_pid(self) -> int | None:
-        """Return the process id of the owner; None if it is not known."""
+        """Return the process id of the owner, or None if it is not known."""
         pid = self._note().removesuffix(_STARTING)
         return int(pid) if pid.isdigit() else None
 
     def owner_is_starting(self) -> bool:
-        """Return whether the owner has not begun to serve, and so has started no instance yet."""
+        """Return whether the owner has not begun to serve and so has not started an instance yet."""
         return self._note().endswith(_STARTING)
 
     def _note(self) -> bytes:
@@ -89,7 +89,7 @@ class MeetingPoint:
         return b""
 
     def listen(self) -> socket.socket:
-        """Replace the socket, and return a new one that listens. The caller holds the lock."""
+        """Replace the socket and return a new listening one. The caller must hold the lock."""
         if sys.platform == "win32":
             raise OSError(NO_LOCKS)
         self.remove_socket()
@@ -103,20 +103,20 @@ class MeetingPoint:
         return listener
 
     def remove_socket(self) -> None:
-        """Remove the socket, if there is one."""
+        """Remove the socket if it exists."""
         with StateFolder(self.address.parent) as folder:
             folder.remove_socket(self.address.name)
 
     def restore(self, lock: int) -> tuple[int, socket.socket | None]:
-        """Restore files that were removed, for example by a cleaner of old files. The owner calls this.
+        """Restore removed files, for example after a cleanup of old files. The owner calls this.
 
-        If another process has locked a new file since, that process owns both files, and nothing is restored.
+        If another process has since locked a new file, it owns both files, and nothing is restored.
 
         Args:
-            lock: The descriptor of the lock that this process holds.
+            lock: The descriptor of the lock held by this process.
 
         Returns:
-            The descriptor of the lock that it holds now, and a new socket that listens, if there is one.
+            The descriptor of the lock held from now on, and the new listening socket, if there is one.
         """
         if not self._is_held(lock):
             new = self.try_lock()
@@ -124,7 +124,7 @@ class MeetingPoint:
                 return lock, None
             os.close(lock)
             lock = new
-        # The process that started this one may have noted it late, as still starting.
+        # The process that started this one may have written its note late, as if it were still starting.
         self.note_owner(lock, os.getpid())
         # A dangling symlink counts as existing.
         return lock, None if os.path.lexists(self.address) else self.listen()

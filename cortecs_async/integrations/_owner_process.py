@@ -1,4 +1,4 @@
-"""Start the owner process of a shared instance, and say how it ended."""
+"""Start the owner process of a shared instance, and report how it ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .._platform import NO_LOCKS
 from .._secrets import Redactor, Secret
 from ._managed import logger
 
-# What the owner imports must not depend on the folder of the app, which may contain a `types.py`. So the
+# The owner's imports must not depend on the app's folder, which may contain a `types.py`. So the
 # standard library comes first, then the path of this process, then what `site` adds. With `-S`, `sys.path` is
 # the standard library alone, until `site.main` runs the .pth files, which editable installs need.
 BOOTSTRAP = """
@@ -34,13 +34,13 @@ main()
 
 _STDERR = 2
 
-# Bytes of the output of an owner that does not start.
+# Bytes to keep of the output of an owner that fails to start.
 _MAX_OUTPUT = 8192
 
 # Seconds.
 _POLL_INTERVAL = 0.02
 
-# In the names of environment variables: their values are not shown.
+# The values of environment variables with these words in their names are not shown.
 _SECRET_WORDS = ("SECRET", "TOKEN", "KEY", "PASSWORD", "CREDENTIAL")
 
 # Characters.
@@ -48,41 +48,41 @@ _LONGEST_FLAG = 5
 
 
 class OwnerProcess:
-    """The owner process, as the process that started it sees it.
+    """The owner process, as seen by the process that started it.
 
     Args:
-        lock: The descriptor of the lock, which the owner inherits.
-        listener: The descriptor of the socket, which it inherits too.
+        lock: The descriptor of the lock. The owner inherits it.
+        listener: The descriptor of the socket. The owner inherits it too.
         spec: The instance, as JSON.
 
     Attributes:
         pid: Its process id.
-        last_line: The last line that it wrote before it was ready, in a list that is empty if there is none.
+        last_line: A list with the last line that it wrote before it was ready. Empty if there is none.
 
     Raises:
-        OSError: If it cannot be started.
+        OSError: If the owner process cannot be started.
     """
 
     def __init__(self, lock: int, listener: int, spec: str) -> None:
         self.last_line: list[str] = []
         self._end: str | None = None
-        # -E and -P: not the PYTHONPATH of this process, and not the working directory. Both are in its path.
+        # -E and -P: ignore this process's PYTHONPATH and the working directory. Both are in its path.
         flags = ["-E", "-P", "-S", *(["-s"] if sys.flags.no_user_site else [])]
         self._process = subprocess.Popen(  # noqa: S603  (this very interpreter)
             [sys.executable, *flags, "-c", BOOTSTRAP, str(lock), str(listener), spec, *import_path()],
             stdin=subprocess.DEVNULL,
-            # Where it writes its errors once it is ready: see `redirect_stderr`.
+            # The owner writes its errors here once it is ready (see `redirect_stderr`).
             stdout=_STDERR if _is_open(_STDERR) else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=(lock, listener),
-            start_new_session=True,  # out of reach of Ctrl-C and of the terminal's end
+            start_new_session=True,  # out of reach of Ctrl-C and of a closing terminal
         )
         self.pid: int = self._process.pid
         # The thread also reaps the child: this process may outlive it.
         threading.Thread(target=self._watch, name="cortecs-owner", daemon=True).start()
 
     async def wait(self, timeout: float) -> str | None:
-        """Return how it has ended; None if it has not ended within `timeout` seconds."""
+        """Return how the owner ended, or None if it has not ended within `timeout` seconds."""
         with anyio.move_on_after(timeout):
             while self._end is None:  # noqa: ASYNC110  (a thread sets it)
                 await anyio.sleep(_POLL_INTERVAL)
@@ -108,15 +108,15 @@ class OwnerProcess:
 
 
 def redirect_stderr() -> None:
-    """In the owner: from now on, write errors where the process that started this one writes its own."""
+    """In the owner, write errors from now on to the stderr of the process that started it."""
     os.dup2(1, _STDERR)
 
 
 def kill_frozen(pid: int, spec: str) -> None:
     """Kill an owner, started with `spec`, that does not respond. Its reaper then releases the instance.
 
-    The id was noted in the lock. In another container it may be that of another process, which is left alone,
-    as is every process on a system without /proc.
+    The id comes from a note in the lock. In another container, it may belong to an unrelated process, which
+    is left alone. On a system without /proc, no process is killed.
     """
     if sys.platform == "win32":
         raise OSError(NO_LOCKS)
@@ -148,7 +148,7 @@ def _description(status: int) -> str:
 
 def _one_line(text: str, secrets: Iterable[Secret]) -> str:
     redactor = Redactor()
-    for each in secrets:  # one after the other, because a redactor remembers only a few
+    for each in secrets:  # one at a time, because a redactor remembers only a few
         redactor = Redactor()
         redactor.remember(each)
         text = redactor.redact(text)
@@ -156,14 +156,14 @@ def _one_line(text: str, secrets: Iterable[Secret]) -> str:
 
 
 def _secrets() -> list[Secret]:
-    """Return the secrets in the environment, which the owner has too; the longest first."""
+    """Return the secrets in the environment, which the owner has too, longest first."""
     found: list[str] = []
     for name, value in os.environ.items():
         if name.upper().endswith("_PROXY"):
             found += [password := _password(value), unquote(password)]
         elif any(word in name.upper() for word in _SECRET_WORDS):
             found.append(value.strip())
-    # Without flags: they would hide every 1 in the text.
+    # Without flags, because they would hide every 1 in the text.
     return [Secret(each) for each in sorted(found, key=len, reverse=True) if len(each) > _LONGEST_FLAG]
 
 

@@ -1,4 +1,4 @@
-"""One instance for all processes of a machine that request the same one."""
+"""Share one instance between all processes of a machine that request the same one."""
 
 from __future__ import annotations
 
@@ -31,24 +31,25 @@ from ._owner_process import OwnerProcess, kill_frozen
 # Seconds before the second attempt to connect to the owner process. Doubles with each attempt, up to `pause`.
 _INITIAL_BACKOFF = 0.25
 
-# Seconds that the last process to leave waits in addition to the teardown timeout.
+# Seconds that the last process to leave waits for, in addition to the teardown timeout.
 _LEAVE_MARGIN = 30.0
 
-# Seconds for the owner's exit status to be known after its connection has ended.
+# Seconds to wait for the owner's exit status after its connection has ended.
 _EXIT_TIMEOUT = 1.0
 
-# Seconds between two lines of the owner.
+# Seconds between two lines from the owner.
 _HEARTBEAT = 5.0
 
-# Missed lines in a row after which the owner's state is unknown, and after which it is frozen and killed.
-# An owner that is starting has no instance yet, and gets more time: on a busy machine, Python starts slowly.
+# Missed lines in a row after which the owner's state is unknown, and after which it counts as frozen and is
+# killed. An owner that is still starting has no instance yet and gets more time, because Python starts slowly
+# on a busy machine.
 _MISSED_UNTIL_UNRESPONSIVE, _MISSED_UNTIL_FROZEN, _MISSED_WHILE_STARTING = 3, 12, 60
 
 # The longest socket address, in bytes, that every system supports.
 _LONGEST_ADDRESS = 103
 
-# The variables that the owner reads once. With an outdated secret or proxy, it could not start or release
-# anything.
+# The variables that the owner reads once. With an outdated secret or proxy, it could not start or release an
+# instance.
 _ENVIRONMENT = (
     *("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET", "CORTECS_API_BASE_URL"),
     *(*VARIABLES, *(name.lower() for name in VARIABLES)),
@@ -57,21 +58,21 @@ _ENVIRONMENT = (
 
 @hinted
 class SharedInstance(ManagedInstance):
-    """Share one instance between the processes of a machine, such as the workers of a server.
+    """Share one instance between the processes of a machine, such as a server's workers.
 
-    Enter the same `SharedInstance` in each process, and use it like a `BackgroundInstance`. The first process
-    starts another one, the owner, which manages the instance. Every process keeps a connection to the owner.
-    When the last connection ends, the owner releases the instance, and the last process to leave waits for
-    that.
+    Enter the same `SharedInstance` in each process and use it like a `BackgroundInstance`. The first process
+    starts another process, the owner, which manages the instance. Every process keeps a connection to the
+    owner. When the last connection ends, the owner releases the instance. The last process to leave waits
+    until the instance is released.
 
-    No worker is the owner, because servers often replace workers: after a crash, after a number of requests,
-    or for new code. The operating system closes a worker's connection however the worker ends. The owner has
-    its own reaper. If the owner is killed, the reaper releases the instance, and the workers start another
-    owner.
+    The owner is not one of the workers, because servers often replace workers: after a crash, after a number
+    of requests, or to load new code. The operating system closes a worker's connection however the worker
+    ends. The owner has its own reaper. If the owner is killed, the reaper releases the instance, and the
+    workers start a new owner.
 
     Processes share an instance if they have the same arguments, credentials, CORTECS_API_BASE_URL, state
     directory (CORTECS_STATE_DIR), proxy and certificate variables, host name, user, and version of this
-    package. Credentials come from the environment or a profile. Needs unix sockets and file locks.
+    package. Credentials come from the environment or a profile. Sharing requires Unix sockets and file locks.
     Processes of other users cannot connect.
 
     Args:
@@ -79,7 +80,7 @@ class SharedInstance(ManagedInstance):
         hardware_type_id: As for `client.instance`.
         name: Processes with different names do not share an instance.
         pause: As for `BackgroundInstance`.
-        linger: Time to keep the instance after the last process has left, for servers that replace all of
+        linger: The time to keep the instance after the last process leaves, for servers that replace all of
             their workers at about the same time. A shutdown takes that much longer.
         **options: As for `client.instance`; see `StartOptions`.
 
@@ -111,7 +112,7 @@ class SharedInstance(ManagedInstance):
             pause=float(self._pause),
             linger=float(check_seconds("linger", linger, at_least=0)),
             heartbeat=_HEARTBEAT,
-            # This process uses the key, so it checks the key, not the owner.
+            # This process uses the key, so it checks the key itself. The owner does not.
             options={**self._options, "require_key": False},
         )
         self._require_key = self._options.get("require_key")
@@ -159,7 +160,7 @@ class SharedInstance(ManagedInstance):
             self._disconnected.set()
 
     async def _run_connection(self) -> bool:
-        """Serve one connection to the owner until it ends. Return whether a state was received."""
+        """Handle one connection to the owner until it ends. Return whether a state was received."""
         received, problem = False, "the last one has ended"
         try:
             async with await self._connect() as self._stream, anyio.create_task_group() as tasks:
@@ -183,8 +184,8 @@ class SharedInstance(ManagedInstance):
         return received
 
     async def _send(self, stream: SocketStream) -> None:
-        """Send reports to the owner, and tell it when this process leaves."""
-        # The connection may have ended just now; then there is no one left to notify.
+        """Send reports to the owner, and notify it when this process leaves."""
+        # The connection may have just ended. Then no owner is left to notify.
         with contextlib.suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
             while not self._leaving:
                 if self._reported is None:
@@ -195,11 +196,11 @@ class SharedInstance(ManagedInstance):
             await stream.send_eof()
 
     async def _receive(self, stream: SocketStream) -> bool:
-        """Take over the states that the owner sends until it closes. Return whether it sent any."""
+        """Receive the owner's states until the connection closes. Return whether there were any."""
         rest, received, missed = b"", False, 0
         while True:
             data = b""
-            # One by one: if this process was suspended too, it counts one, and then reads what has arrived.
+            # One by one: a process that was suspended itself counts one miss and then reads what has arrived.
             with anyio.move_on_after(self._spec["heartbeat"]):
                 try:
                     data = await stream.receive()
@@ -214,10 +215,10 @@ class SharedInstance(ManagedInstance):
                 self._set(_shared_server.decode(lines[-1]))
 
     def _note_silence(self, missed: int) -> None:
-        """Act on a number of missed lines in a row.
+        """Handle a number of missed lines in a row.
 
-        A frozen owner does not watch its instance, and would not release it. No other owner can start while
-        it lives, and its reaper waits for its end.
+        A frozen owner does not watch its instance and would not release it. While it lives, no other owner
+        can start, and its reaper waits until it ends.
         """
         if missed == _MISSED_UNTIL_UNRESPONSIVE:
             problem = f"The owner process (process id {self._meeting_point.owner_pid()}) does not respond"
@@ -235,7 +236,7 @@ class SharedInstance(ManagedInstance):
         lock = place.try_lock()
         if lock is not None:
             try:
-                # Listen here, so that this process and all others can connect before the owner is up.
+                # Listen here, so that this process and all others can connect before it is up.
                 with place.listen() as listener:
                     self._owner = OwnerProcess(lock, listener.fileno(), json.dumps(self._spec))
                 place.note_owner(lock, self._owner.pid, is_starting=True)
@@ -261,9 +262,9 @@ class SharedInstance(ManagedInstance):
 
     @property
     def _meeting_point(self) -> MeetingPoint:
-        """The files that exactly the processes that share have in common.
+        """Return the files for exactly the processes that share this instance.
 
-        Computed once per block: the config file may change, or be unreadable for a moment.
+        Computed once per block: the config file may change, or be temporarily unreadable.
         """
         if self._place is None:
             self._place = self._find_meeting_point()
@@ -272,7 +273,7 @@ class SharedInstance(ManagedInstance):
     def _find_meeting_point(self) -> MeetingPoint:
         if sys.platform == "win32":
             raise OSError(NO_LOCKS)
-        # First: it may raise an error, and a traceback that shows locals would show the secrets below.
+        # First: it can raise, and a traceback that shows locals would show the secrets below.
         found = resolve_sources(client_id=None, client_secret=None, provider=None, profile=None)[0].profile
         environment = [os.environ.get(name, "").strip() for name in _ENVIRONMENT]
         if found is not None:
@@ -286,7 +287,7 @@ _connections: weakref.WeakSet[SocketStream] = weakref.WeakSet()
 
 
 def _close_in_child() -> None:
-    """Close the connections in a forked child. Left open there, they would keep the instance running."""
+    """Close the connections in a forked child. If they stayed open, the instance would keep running."""
     devnull = os.open(os.devnull, os.O_RDWR | O_CLOEXEC)
     for stream in _connections:
         with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
-"""The owner process of a shared instance: holds the instance while any process is connected.
+"""The owner process of a shared instance. It keeps the instance while any process is connected.
 
-`SharedInstance` starts it with two file descriptors, of its lock and of its listening socket, and with the
-spec of the instance. The server sends each connected process the state as a line of JSON, after every change
-and at least once per heartbeat. A process sends a line for each report of a failed request, and closes its
-side of the connection when it leaves. If others are still connected, the server then closes that connection
+`SharedInstance` starts it with two file descriptors, for its lock and its listening socket, and with the spec
+of the instance. The server sends each connected process the state as a line of JSON, after every change and
+at least once per heartbeat. A process sends a line for each report of a failed request, and closes its side
+of the connection when it leaves. If others are still connected, the server then closes that connection
 immediately. The last connection stays open until the instance is released.
 """
 
@@ -32,10 +32,10 @@ from ._managed import ManagedInstance, StartOptions, State, Unavailable, logger
 from ._meeting_point import MeetingPoint
 from ._owner_process import redirect_stderr
 
-# Seconds for the first connection. The process that started this one connects immediately, unless it died.
+# Seconds to wait for the first connection. The process that started this one connects immediately.
 _FIRST_CONNECTION_TIMEOUT = 10.0
 
-# Bytes of a line from a process. More cannot be a report.
+# Maximum bytes of a line from a process. A longer line cannot be a report.
 _LONGEST_LINE = 4096
 
 # Process id, user id and group id.
@@ -43,7 +43,7 @@ _CREDENTIALS = struct.Struct("=iII")
 
 
 class InstanceSpec(TypedDict):
-    """What to start, and how long to keep it: the arguments of `SharedInstance`."""
+    """The instance to start and the time to keep it: the arguments of `SharedInstance`."""
 
     model_id: str
     hardware_type_id: str | None
@@ -69,14 +69,14 @@ def encode_report(instance_id: str) -> bytes:
 
 @define(eq=False)
 class SharedInstanceServer:
-    """Sends the state of an instance to all connected processes, and ends when the last one has left.
+    """Sends the state of an instance to all connected processes and ends when the last one leaves.
 
     An unexpected error ends the server and so releases the instance.
 
     Attributes:
         instance: The instance.
-        linger: Seconds to keep it after the last process has left.
-        heartbeat: Seconds between two lines to a process, and between two checks of the files.
+        linger: Seconds to keep the instance after the last process leaves.
+        heartbeat: Seconds between two lines to a process and between two checks of the files.
         meeting_point: The lock and the socket.
         lock: The descriptor of the lock.
         users: Number of connected processes that are not leaving.
@@ -91,7 +91,7 @@ class SharedInstanceServer:
     _changed: anyio.Event = field(factory=anyio.Event)
 
     async def serve(self, listener: SocketListener) -> None:
-        """Serve until the last process has left and the instance is released."""
+        """Serve until the last process leaves and the instance is released."""
         async with anyio.create_task_group() as connections:
             async with self.instance, anyio.create_task_group() as listeners:
                 listeners.start_soon(self._accept, listener, connections)
@@ -101,7 +101,7 @@ class SharedInstanceServer:
                     await self._wait_until(any_users=False)
                     timeout = self.linger
                 listeners.cancel_scope.cancel()
-                # From here on, a new connection is refused or soon closed; its process starts a new server.
+                # From here on, a new connection is refused or soon closed. Its process starts a new server.
             connections.cancel_scope.cancel()
 
     async def _is_used_within(self, seconds: float) -> bool:
@@ -123,9 +123,9 @@ class SharedInstanceServer:
             await listener.serve(self._serve_connection, connections)
 
     async def _keep_files(self, listeners: TaskGroup, connections: TaskGroup) -> None:
-        """Restore the socket and the lock if they are removed: new processes could not connect.
+        """Restore the socket and the lock if they are removed, so that new processes can connect.
 
-        The first time, this also notes in the lock that the server has started.
+        The first time, this also writes into the lock file that the server has started.
         """
         while True:
             try:
@@ -161,7 +161,7 @@ class SharedInstanceServer:
             *lines, rest = (rest + data).split(b"\n")
             rest = rest[-_LONGEST_LINE:]
             for line in lines:
-                # What cannot be read must not end the server, and with it the instance.
+                # An unreadable line must not end the server, and with it the instance.
                 with contextlib.suppress(ValueError, TypeError, KeyError):
                     self.instance.report_id(json.loads(line)["report"])
 
@@ -169,7 +169,7 @@ class SharedInstanceServer:
         state: State | None = None
         with contextlib.suppress(anyio.BrokenResourceError):
             while True:
-                # The same state again tells the process that this one is not frozen.
+                # Sending the same state again shows the process that this one is not frozen.
                 with anyio.move_on_after(self.heartbeat):
                     state = await self.instance.state_after(state)
                 if state is not None:
@@ -177,10 +177,10 @@ class SharedInstanceServer:
 
 
 def is_of_this_user(stream: SocketStream) -> bool:
-    """Return whether the process at the other end of a unix socket has the user id of this process.
+    """Return whether the process at the other end of a Unix socket has this process's user id.
 
-    Linux has SO_PEERCRED; macOS and the BSDs have `getpeereid`. On any other system, the directory of the
-    socket, which only its user can enter, must suffice.
+    Linux has SO_PEERCRED; macOS and the BSDs have `getpeereid`. Other systems rely on the
+    socket's directory, which only its user can enter.
     """
     if sys.platform == "win32":
         raise OSError(NO_LOCKS)
@@ -211,11 +211,11 @@ async def _main(listener: socket.socket, lock: int, spec: InstanceSpec) -> None:
 
 
 def main() -> None:
-    """Run the server. The lock's descriptor is never closed, so the lock is held until the process ends."""
+    """Run the server. The lock's descriptor is never closed, so the process holds the lock until it ends."""
     if sys.platform == "win32":
         raise OSError(NO_LOCKS)
-    # A service manager sends these signals to all of its processes at once, while the server's workers still
-    # finish requests. This process ends when they have ended.
+    # A service manager sends these signals to all of its processes at the same time, while the server's
+    # workers are still finishing requests. This process ends after the workers have ended.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(format="cortecs_async, owner of the shared instance: %(message)s")

@@ -1,4 +1,4 @@
-"""The implementation of the fixtures of pytest_plugin.py, imported by the first test that uses one."""
+"""The implementation of the fixtures in pytest_plugin.py. The first test that uses one imports it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _BILLED: Final = frozenset({"pending", "running", "stopping"})
 _CHECK_INTERVAL: Final = 0.05
 _IDLE_CHECKS: Final = 20
 
-# Without a child process and files, which take most of a lease's time. The intervals are short because the
-# emulator can take any load, and its next response shows every change.
+# Without a child process and without files, which take up most of a lease's time. The intervals are short
+# because the emulator can take any load, and its next response shows every change.
 _CLIENT_DEFAULTS: Final[Mapping[str, Any]] = {
     "guard": "off",
     "journal": "off",
@@ -39,7 +39,7 @@ _CLIENT_DEFAULTS: Final[Mapping[str, Any]] = {
     "retry_policy": RetryPolicy(initial_backoff=0.01, max_backoff=0.1, adoption_window=1.0),
 }
 
-# Arguments of the client that the fixture sets itself.
+# Client arguments that the fixture sets itself.
 _FIXTURE_ARGUMENTS: Final = frozenset(
     {"client_id", "client_secret", "credential_provider", "api_base_url", "http_client", "transport"}
 )
@@ -56,12 +56,12 @@ def _leak_grace(value: Duration) -> float:
 
 @attrs.frozen(kw_only=True)
 class Rules:
-    """What a test may leave behind.
+    """The rules for what a test can leave behind.
 
     Attributes:
-        allow_leaks: False for no instances, "stopped" for stopped ones, which are not billed; True for any.
-        leak_grace: Seconds to wait for others, such as a reaper, to release leaked instances.
-        allow_unmet_faults: Whether there may be faults that matched no request.
+        allow_leaks: False for no instances, "stopped" for stopped ones, which are not billed, True for any.
+        leak_grace: Seconds to wait for another process, such as a reaper, to release leaked instances.
+        allow_unmet_faults: Whether to allow faults that no request matched.
     """
 
     allow_leaks: Literal[False, "stopped", True] = attrs.field(default=False, validator=_validate_allow_leaks)
@@ -79,11 +79,11 @@ class Account:
     emulator: Emulator
     rules: Rules
     currency: str
-    state_dir: Path  # of the journals of the test
+    state_dir: Path  # for the test's journals
     test: str
 
     def find_problems(self) -> str:
-        """Describe what the test left behind against the rules; empty if there is nothing.
+        """Describe anything the test left behind against the rules. Empty if there is nothing.
 
         If a reaper may be about to release leaked instances, wait for it, up to `leak_grace`.
         """
@@ -93,15 +93,15 @@ class Account:
     def _wait_for_release(self) -> list[LedgerEntry]:
         """Return the instances that are still leaked after the grace period."""
         leaks = self._leaks()
-        # A client that has a reaper has a journal too, unless its options say otherwise.
+        # A client with a reaper has a journal too, unless its options say otherwise.
         if leaks and any(self.state_dir.iterdir()):
             idle_checks, num_requests = 0, -1
-            # Count instead of reading the clock, which the test may have stopped.
+            # Count, instead of reading the clock, which the test may have stopped.
             for _ in range(math.ceil(self.rules.leak_grace / _CHECK_INTERVAL)):
                 time.sleep(_CHECK_INTERVAL)
                 leaks = self._leaks()
                 before, num_requests = num_requests, len(self.emulator.requests)
-                # A reaper reads again to confirm the deletion. Without a server it would try for hours.
+                # A reaper reads again to confirm the deletion. Without a server, it retries for hours.
                 idle_checks = idle_checks + 1 if not leaks and num_requests == before else 0
                 if idle_checks == _IDLE_CHECKS:
                     break
@@ -146,14 +146,14 @@ class Account:
 
 @contextmanager
 def open_account(item: pytest.Item, state_dir: Path) -> Generator[Account]:
-    """Serve an account with the options of the test's markers, and point the environment to it."""
+    """Serve an account with the options from the test's markers, and point the environment to it."""
     options = _options(item, EMULATOR)
     parameters = inspect.signature(Emulator).parameters
     _reject_unknown(EMULATOR, options, {*parameters, *_RULE_NAMES} - {"root_url"})
     rule_options = {name: options.pop(name) for name in _RULE_NAMES & options.keys()}
     rules = _build(EMULATOR, lambda: Rules(**rule_options))
-    # An instance without provisioning steps is running in the response to its start. Otherwise a
-    # client with the default policy polls half a second later.
+    # An instance without provisioning steps is running in the response to its start. Otherwise, a client with
+    # the default policy would poll half a second later.
     options.setdefault("step_seconds", 0.0)
     emulator = _build(EMULATOR, lambda: Emulator(**options))
     for fault in _faults(item):
@@ -173,7 +173,7 @@ def open_account(item: pytest.Item, state_dir: Path) -> Generator[Account]:
 
 
 def make_client(item: pytest.Item, emulator: Emulator) -> AsyncCortecs:
-    """Return a client that reaches the emulator in process, so no connection belongs to an event loop."""
+    """Return a client that reaches the emulator in-process, so no connection is tied to an event loop."""
     options = _options(item, CLIENT)
     _reject_unknown(CLIENT, options, inspect.signature(AsyncCortecs).parameters.keys() - _FIXTURE_ARGUMENTS)
     options = {**_CLIENT_DEFAULTS, **options}
@@ -190,7 +190,7 @@ def make_client(item: pytest.Item, emulator: Emulator) -> AsyncCortecs:
 
 
 def close_client(client: AsyncCortecs) -> None:
-    """Close a client of `make_client`, whether or not an event loop is running in this thread."""
+    """Close a client from `make_client`, whether or not an event loop is running in this thread."""
     # Use another thread, because the event loop of this one belongs to the test or to another plugin.
     with ThreadPoolExecutor(max_workers=1) as thread:
         client._wiring.http.loop.unbind()  # noqa: SLF001
@@ -198,7 +198,7 @@ def close_client(client: AsyncCortecs) -> None:
 
 
 def _options(item: pytest.Item, marker: str) -> dict[str, Any]:
-    """Return the keyword arguments of all markers of that name; those nearer to the test take precedence."""
+    """Return the keyword arguments of all markers with this name. Those nearer to the test win."""
     options: dict[str, Any] = {}
     for mark in reversed(list(item.iter_markers(marker))):
         if mark.args:
@@ -209,7 +209,7 @@ def _options(item: pytest.Item, marker: str) -> dict[str, Any]:
 
 
 def _faults(item: pytest.Item) -> Iterator[Fault]:
-    """Yield the faults of a test's markers, in the order in which they stand in the source."""
+    """Yield the faults from a test's markers, in their order in the source."""
     for node in item.listchain():
         marks = [mark for mark in node.own_markers if mark.name == FAULT]
         # Decorators apply from the bottom up. A module has a list instead.
@@ -218,7 +218,7 @@ def _faults(item: pytest.Item) -> Iterator[Fault]:
 
 
 def _source(fault: Fault) -> str:
-    """Return a fault as source code, without the arguments that have their default."""
+    """Return a fault as source code, without arguments that have their default value."""
     default = attrs.asdict(Fault(fault.kind), recurse=False)
     arguments = [
         f"{name}={value!r}"
@@ -237,7 +237,7 @@ def _reject_unknown(marker: str, options: Iterable[str], known: Iterable[str]) -
 
 
 def _build(marker: str, build: Callable[[], T]) -> T:
-    """Call `build`, and turn an error of its arguments into one that names the marker."""
+    """Call `build`, and turn an error about its arguments into one that names the marker."""
     try:
         return build()
     except (TypeError, ValueError, ConfigurationError) as error:

@@ -18,11 +18,11 @@ Work = Callable[[InstanceHandle, list[Any]], Awaitable[Sequence[Any]]]
 """Returns a value or an exception for each item, in the order of the items."""
 
 Dumps = Callable[[object], bytes]
-"""Pickles a value, including classes and functions of the driver's program."""
+"""Pickles a value, including classes and functions from the driver's program."""
 
 _WAKE_INTERVAL = 1.0
 
-# Statuses that another attempt may change: they concern the endpoint, the key or the load, not the request.
+# Statuses worth another attempt: they concern the endpoint, the key, or the load, not the request.
 _RETRYABLE_STATUSES = frozenset({401, 403, 404, 408, 409, 425, 429})
 
 
@@ -32,12 +32,12 @@ class AnswerError(Exception):
 
 @frozen
 class Failure:
-    """Why an item of a `fan_out` has no value.
+    """The reason why an item of a `fan_out` has no value.
 
     Attributes:
         code: The name of the exception's class.
         message: The exception's message.
-        status: The HTTP status. None without a response.
+        status: The HTTP status. None if there was no response.
         is_trouble: Whether another attempt may succeed, perhaps on another instance.
 
     Example:
@@ -60,7 +60,7 @@ class Failure:
 
 @frozen
 class Result:
-    """A value, or why there is none. Exceptions often cannot be pickled, so a `Failure` stands for them."""
+    """A value or a `Failure`, which replaces the exception: exceptions often cannot be pickled."""
 
     value: Any = None
     failure: Failure | None = None
@@ -70,7 +70,7 @@ def check_work(work: Work, dumps: Dumps) -> None:
     """Check the function on the driver, before anything is leased.
 
     Raises:
-        InvalidArgumentError: If it is not callable, or cannot be sent to a worker.
+        InvalidArgumentError: If the function is not callable or cannot be sent to a worker.
     """
     if not callable(work):
         raise InvalidArgumentError(f"work must be an async function, not {work!r}")
@@ -85,17 +85,17 @@ def check_work(work: Work, dumps: Dumps) -> None:
 async def submit_chunk(
     run: Callable[[list[Any]], Awaitable[list[bytes | Failure]]], dumps: Dumps, items: list[Any]
 ) -> list[Result]:
-    """Run a chunk on a worker, without the items that cannot be sent to it: these fail.
+    """Run a chunk on a worker. Items that cannot be sent to the worker fail.
 
     Args:
         run: Sends items to a worker and returns what `run_chunk` returns there.
-        dumps: The pickler of the cluster.
+        dumps: The cluster's pickler.
         items: The chunk.
     """
     try:
         return read_results(await run(items))
     except Exception:
-        # Pickling in advance would hide references to objects of the cluster from Ray and Dask.
+        # Pickling in advance would hide references to cluster objects from Ray and Dask.
         problems = [_find_problem(item, dumps) for item in items]
         if not any(problems):
             raise
@@ -105,18 +105,18 @@ async def submit_chunk(
 
 
 def run_chunk(dumps: Dumps, work: Work, inst: InstanceHandle, items: list[Any]) -> list[bytes | Failure]:
-    """Run `work` on a chunk of items, and return pickled values and failures for `read_results`.
+    """Run `work` on a chunk of items and return pickled values and failures for `read_results`.
 
-    Each value is pickled on its own, so that one that cannot be pickled fails only its item.
+    Each value is pickled on its own, so an unpicklable value fails only its own item.
 
     Args:
-        dumps: The pickler of the cluster.
+        dumps: The cluster's pickler.
         work: The function.
         inst: The instance.
         items: The chunk.
 
     Raises:
-        Exception: What `work` raises, if the driver can unpickle it.
+        Exception: Any exception from `work` that the driver can unpickle.
     """
     secret = _api_key(inst)
     try:
@@ -124,7 +124,7 @@ def run_chunk(dumps: Dumps, work: Work, inst: InstanceHandle, items: list[Any]) 
     except _WrongResultError as error:
         return [Failure("TypeError", str(error))] * len(items)
     except asyncio.CancelledError as error:
-        # It would look like a cancellation of the task.
+        # The exception itself would look like a cancellation of the task.
         raise RuntimeError("work raised CancelledError") from error
     except Exception as error:
         if _find_problem(error, dumps) is None:
@@ -134,7 +134,7 @@ def run_chunk(dumps: Dumps, work: Work, inst: InstanceHandle, items: list[Any]) 
 
 
 def read_results(packed: list[bytes | Failure]) -> list[Result]:
-    """Return the results of a chunk, on the driver."""
+    """Return the results of a chunk. Called on the driver."""
     return [Result(failure=each) if isinstance(each, Failure) else _unpack(each) for each in packed]
 
 
@@ -156,7 +156,7 @@ def _check_results(results: object, count: int) -> list[Any]:
 
 
 def _pack(result: object, dumps: Dumps, secret: str) -> bytes | Failure:
-    # `asyncio.gather` returns a CancelledError, which is no `Exception`.
+    # `asyncio.gather` returns a CancelledError, which is not an `Exception`.
     if isinstance(result, BaseException):
         return _failure(result, secret)
     try:
@@ -178,7 +178,7 @@ def _type_name(value: object) -> str:
 
 
 def _find_problem(value: object, dumps: Dumps) -> Failure | None:
-    """Return why a value cannot be pickled and unpickled, as many exceptions with an `__init__` cannot."""
+    """Return why a value cannot be pickled and unpickled. Many exceptions with an `__init__` cannot."""
     try:
         pickle.loads(dumps(value))  # noqa: S301  (our own)
     except Exception as error:  # noqa: BLE001  (pickling runs code of the value)
@@ -191,8 +191,8 @@ def _pickling_failure(value: object, error: Exception) -> Failure:
 
 
 async def _call(work: Work, inst: InstanceHandle, items: list[Any]) -> object:
-    # To cancel a task, Ray raises KeyboardInterrupt without a signal. An event loop that waits for sockets
-    # notices it only when it wakes up.
+    # To cancel a task, Ray raises KeyboardInterrupt without a signal. An event loop that is waiting for
+    # sockets notices it only when it wakes up.
     waker = asyncio.create_task(_wake_regularly())
     try:
         called = work(inst, items)
@@ -226,7 +226,7 @@ def _failure(error: BaseException, secret: str) -> Failure:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and its causes: frameworks wrap the errors of clients in their own."""
+    """Yield an exception and its causes, because frameworks wrap client errors in their own."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

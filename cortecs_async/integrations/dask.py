@@ -14,7 +14,7 @@ from ._worker import Failure, Result, Work, check_work, run_chunk, submit_chunk
 
 __all__ = ["Failure", "FanOut", "Outcome", "fan_out"]
 
-# Tracebacks and hovers name the module that users import from: this one or `ray`, whichever comes last.
+# Tracebacks and editors show the module that users import from: this one or `ray`, whichever comes last.
 for _public in (Failure, FanOut, Outcome):
     _public.__module__ = __name__
 
@@ -35,28 +35,28 @@ def fan_out(
     """Run `work` on all items in Dask tasks, a chunk of items at a time. Use it with `async with`.
 
     Each item has one outcome. If a worker dies, its chunk is repeated (Dask's `allowed-failures`). If an
-    instance is lost, its chunks are repeated on another one. An item that fails has an outcome with an error;
-    the others continue.
+    instance is lost, its chunks are repeated on a different one. If an item fails, its outcome has an error,
+    and the other items continue.
 
     Args:
         work: Called on a worker as `await work(inst, items)`, with an `InstanceHandle` and a chunk. Return a
             list with a value or an exception for each item, as `inst.map(..., return_exceptions=True)` does.
-            If it returns anything else, or a value cannot be pickled, the items have an outcome with an
-            error. An exception that it raises ends the fan-out. If that exception cannot be pickled, it is
-            the error of the items instead.
+            If `work` returns anything else, or a value cannot be pickled, the outcomes have an error.
+            If `work` raises an exception, the fan-out ends. If that exception cannot be pickled, it
+            becomes the error of the items instead.
         items: The items. They are read as they are needed.
-        leases: `client.instance(...)`, not entered, one for each instance. `fan_out` enters and leaves them.
-            The first starts with the first item, the others when there is work for them.
-        dask: A `distributed.Client(asynchronous=True)` of this event loop.
-        chunk_size: Number of items in a task.
-        chunks_per_instance: Number of tasks that use an instance in parallel.
-        max_attempts: Attempts for an item that gets no response, or one of 401, 403, 404, 408, 409, 425, 429
-            or 500 and above. Attempts while the instance answers no other items do not count.
-        dask_options: Options of `Client.submit`: `workers`, `resources`, `priority`, ...
+        leases: `client.instance(...)` objects, not entered, one for each instance. `fan_out` enters and
+            leaves them. The first one starts with the first item, the others when there is work for them.
+        dask: A `distributed.Client(asynchronous=True)` in this event loop.
+        chunk_size: The number of items in a task.
+        chunks_per_instance: The number of tasks that use an instance in parallel.
+        max_attempts: Attempts for an item that gets no response, or a status of 401, 403, 404, 408, 409,
+            425, 429, or 500 and above. Attempts do not count while the instance answers no other items.
+        dask_options: Options for `Client.submit`: `workers`, `resources`, `priority`, ...
 
     Raises:
-        ConfigurationError: If the client is not asynchronous: it would block the event loop, which polls the
-            instances.
+        ConfigurationError: If the Dask client is not asynchronous. It would block the event loop, which polls
+            the instances.
         InvalidArgumentError: If an argument is invalid, there are no leases, or `work` cannot be pickled.
 
     Example:
@@ -83,7 +83,7 @@ def fan_out(
         try:
             results: list[bytes | Failure] = await future
         finally:
-            # The scheduler drops the task. If it has begun, it still runs to its end on its worker.
+            # The scheduler drops the task. A task that has begun still runs to its end on its worker.
             future.release()
         return results
 

@@ -1,7 +1,7 @@
 """Files of requests and answers for `fan_out`, in the formats of a batch.
 
-`AnswerFile` reads the requests that have no answer yet and writes the answers. `answer` is the function that
-you pass to `fan_out` with it.
+`AnswerFile` reads the requests that have no answer yet and writes the answers. Pass the function `answer` to
+`fan_out` to send the requests.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ __all__ = ["AnswerFile", "answer"]
 async def answer(
     inst: InstanceHandle, requests: list[dict[str, Any]], *, concurrency: int = 32, timeout: Duration = 600.0
 ) -> list[Any]:
-    """Answer requests in parallel: pass it to `fan_out`. Needs the `openai` package on the workers.
+    """Send requests in parallel: pass this function to `fan_out`. Needs the `openai` package on the workers.
 
-    A successful response whose body is an error, or has no content, is not an answer: the request fails.
+    If a successful response contains an error or has no content, the request fails.
 
     Args:
         inst: The instance.
-        requests: Objects with `url` and `body`. The model in a body is replaced by the one that is running.
-        concurrency: Maximum number of requests in parallel.
-        timeout: Time for one attempt.
+        requests: Objects with `url` and `body`. The model in each body is replaced by the running one.
+        concurrency: The maximum number of parallel requests.
+        timeout: The timeout of one attempt.
 
     Returns:
-        The body of the answer, or an exception, for each request.
+        For each request, the body of the answer or an exception.
 
     Raises:
-        ConfigurationError: If the worker has no inference API key in its environment, or no `openai`.
+        ConfigurationError: If the worker has no inference API key in its environment or no `openai`.
 
     Example:
         messages = [{"role": "user", "content": "Why is the sky blue?"}]
         request = {"url": "/v1/chat/completions", "body": {"messages": messages}}
         print(await answer(inst.handle, [request]))
     """
-    # No retries here: `fan_out` tries again, possibly on another instance.
+    # No retries here. `fan_out` retries, possibly on a different instance.
     async with inst.openai(max_retries=0, timeout=check_seconds("timeout", timeout)) as llm:
 
         async def ask(request: dict[str, Any]) -> object:
@@ -74,18 +74,18 @@ async def answer(
 
 @hinted
 class AnswerFile:
-    """Read requests from a file and append their answers to another one. Use it with `with`.
+    """Read requests from a file and append their answers to another file. Use it with `with`.
 
-    Answers survive the end of the process, however it ends. The next run continues from there: an incomplete
-    last line is cut off, and its request is sent again. Both files are read and compared on entry, as in
-    `client.run_batch`. Memory grows by one bit for each request.
+    Answers are kept however the process ends, and the next run continues from there. It cuts off an
+    incomplete last line and sends that request again. Both files are read and compared on entry, as in
+    `client.run_batch`. Memory use grows by one bit per request.
 
     Args:
-        source: The requests, in any format of a batch. It may be compressed.
-        target: The answers: a new file, or that of an earlier run.
+        source: The file of requests, in any batch format. It can be compressed.
+        target: The file of answers: a new file, or one from an earlier run.
 
     Attributes:
-        left: Number of requests without an answer. Error lines count as answers.
+        left: The number of requests without an answer. Error lines count as answers.
 
     Example:
         from cortecs_async.integrations.jsonl import AnswerFile, answer
@@ -103,7 +103,7 @@ class AnswerFile:
         self.left: int = 0
         self._preflight: Preflight | None = None
         self._output: Output | None = None
-        self._taken: dict[str, Request] = {}  # and not answered
+        self._taken: dict[str, Request] = {}  # and not answered yet
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
@@ -111,8 +111,8 @@ class AnswerFile:
 
         Raises:
             BatchFileError: If a line is not a request or not an answer, a `custom_id` is a duplicate, an
-                answer belongs to no request or to a changed one, or another process is writing the answers.
-                Also if a file cannot be read or written.
+                answer belongs to no request or to a changed one, a file cannot be read or written, or another
+                process is writing the answers.
             BatchWriteError: If an incomplete line cannot be cut off.
         """
         self._taken.clear()
@@ -132,8 +132,8 @@ class AnswerFile:
         """Wait until the answers are on the disk.
 
         Raises:
-            BatchWriteError: If they cannot be written, or another program has removed or changed the file. If
-                the block has raised, its exception gets a note instead.
+            BatchWriteError: If the answers cannot be written, or another program has removed or changed the
+                file. If the block has raised, a note is added to its exception instead.
         """
         output, self._output = self._output, None
         with self._exits as exits:
@@ -153,7 +153,7 @@ class AnswerFile:
                 output.keep()
 
     def unanswered(self) -> Iterator[dict[str, Any]]:
-        """Yield the requests without an answer, read as you take them: `custom_id`, `url` and `body`.
+        """Yield the requests without an answer (`custom_id`, `url`, and `body`), read as you take them.
 
         Raises:
             BatchFileError: If the requests cannot be read, or have changed since they were compared.
@@ -179,11 +179,11 @@ class AnswerFile:
                 yield {"custom_id": request.custom_id, "method": "POST", "url": url, "body": body}
 
     def write(self, outcome: Outcome[dict[str, Any]]) -> None:
-        """Append the answer of an outcome, or its error.
+        """Append an outcome's answer or error.
 
         Raises:
             InvalidArgumentError: Outside the block, or if `unanswered` has not yielded the `custom_id` of the
-                outcome's item, or it has an answer.
+                outcome's item, or that item already has an answer.
             BatchWriteError: If the answer cannot be written, or another program has removed or changed the
                 file. Then all answers are in a new file that the error names.
             TypeError, ValueError: If the value is not JSON.
@@ -204,7 +204,7 @@ class AnswerFile:
                 f"custom_id {custom_id!r} has an answer already, or is not from `unanswered()`. Write each "
                 "outcome once."
             )
-        # `fsync` for each line would block the event loop for most of the time.
+        # `fsync` after each line would block the event loop most of the time.
         self._output.append([_format(request, outcome).text], sync=False)
         del self._taken[custom_id]
         mark_done(self._preflight.done, request.number)

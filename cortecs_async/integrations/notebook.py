@@ -13,12 +13,12 @@ from ..types import BatchProgress, Progress
 
 @hinted
 class ProgressDisplay:
-    """Show the progress of starts and batches in the output of a cell. Pass it as `on_progress`.
+    """Show the progress of starts and batches in a cell's output. Pass it as `on_progress`.
 
     Each instance and each batch has a row. The rows stay in the cell. For a batch, pass the same object as
-    `on_progress` and as `on_provisioning`.
+    both `on_progress` and `on_provisioning`.
 
-    Create a new one in each cell: it updates the output of the cell in which it first showed a change.
+    Create a new one in each cell, because it always updates the cell where it first showed a change.
 
     Raises:
         ConfigurationError: If IPython is not installed.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
 
-# Seconds. The default buckets of OpenTelemetry suit requests, not durations of minutes and hours.
+# In seconds. OpenTelemetry's default buckets suit requests, not durations of minutes and hours.
 _STARTS = (1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 450.0, 600.0, 900.0, 1800.0)
 _TEARDOWNS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 _LEASES = (10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 43200.0, 86400.0)
@@ -119,7 +119,7 @@ class OpenTelemetry(Telemetry):
         return begun
 
     def end(self, phase: str, lease: LeaseInfo, begun: Any, end: PhaseEnd) -> None:
-        """End the span of a phase, and record its metrics. The client calls this; override it to add to it.
+        """End the span of a phase and record its metrics. The client calls this; override it to add to it.
 
         Example:
             class Logged(OpenTelemetry):
@@ -131,7 +131,7 @@ class OpenTelemetry(Telemetry):
                 await client.models.list()
         """
         self._restore_context(begun)
-        # Record the metrics first: a span processor may raise.
+        # Record the metrics first, because a span processor may raise an error.
         self._record_metrics(phase, lease, end)
         span: Span = begun.span
         span.set_attributes({**_lease_attributes(lease), **_outcome_attributes(end)})
@@ -140,7 +140,7 @@ class OpenTelemetry(Telemetry):
         if end.outcome == "error" and end.error is not None:
             # Record an exception once, in the phase that raised it.
             if phase != "lease":
-                # Not `record_exception`, which reads the text of the exception itself.
+                # Not `record_exception`, which would read the exception's text itself.
                 span.add_event("exception", _exception_attributes(end.error, end.redact))
             description = end.redact(f"{type(end.error).__name__}: {_text(end.error)}")
             span.set_status(self._trace.StatusCode.ERROR, description)
@@ -170,7 +170,7 @@ class OpenTelemetry(Telemetry):
         )
 
     def _record_metrics(self, phase: str, lease: LeaseInfo, end: PhaseEnd) -> None:
-        # No ids: each value of an attribute creates another time series.
+        # No ids, because each value of an attribute creates another time series.
         attributes: dict[str, str] = {"cortecs.operation": lease.operation}
         if lease.model:
             attributes["cortecs.model"] = lease.model
@@ -196,11 +196,11 @@ class OpenTelemetry(Telemetry):
         self._context.attach(begun.here)
 
     def _restore_context(self, begun: _PhaseSpan) -> None:
-        """Make the span that was current before this one the current one, if this one is on top.
+        """Restore the span that was current before this one, if this one is on top.
 
-        This does not use the token of `attach`: in another task than the one that entered the block, the
-        token does not work and is logged as an error. Blocks may be left in the order in which they were
-        entered; the last one then restores the context from before all of them.
+        This does not use the token from `attach`, which works only in the task that entered the block. In any
+        other task, an error is logged. Blocks can be left in the order in which they were entered: the last
+        one to be left restores the context from before all of them.
         """
         begun.has_ended = True
         current = found = self._context.get_current()
@@ -216,7 +216,7 @@ class OpenTelemetry(Telemetry):
 
 @define(eq=False)
 class _PhaseSpan:
-    """A span; if it was made current, the contexts before that and with it."""
+    """A span. If it was made current, also the contexts before and after that."""
 
     span: Span
     before: Context | None = None
@@ -225,7 +225,7 @@ class _PhaseSpan:
 
 
 def _lease_attributes(lease: LeaseInfo) -> dict[str, str | int]:
-    """Return the known attributes. None is named `gen_ai`: tools take such a span for a call of the model."""
+    """Return the known attributes, none named `gen_ai`: tools would treat such a span as a model call."""
     attributes: dict[str, str | int | None] = {
         "cortecs.operation": lease.operation,
         "cortecs.model": lease.model or None,
@@ -246,7 +246,7 @@ def _text(error: BaseException) -> str:
 
 
 def _exception_attributes(error: BaseException, redact: Callable[[str], str]) -> dict[str, str]:
-    """Return what the SDK would record, without secrets: any code may have raised it."""
+    """Return the attributes that the SDK would record, without the secrets that an error may contain."""
     kind = type(error)
     return {
         "exception.type": f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."),

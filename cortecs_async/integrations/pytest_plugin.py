@@ -1,7 +1,7 @@
-"""A pytest plugin: an emulated account for each test, and a check that the test leaves no instance in it.
+"""A pytest plugin: an emulated account for each test, and a check that no instance is left in it.
 
-pytest loads this plugin in every run, wherever this package is installed. So it imports nothing but pytest.
-The emulator and the client are imported by the first test that uses a fixture.
+pytest loads this plugin in every run wherever this package is installed, so the plugin imports only pytest.
+The first test that uses a fixture imports the emulator and the client.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
     """Give a marked test the emulator even if it does not name the fixture.
 
-    It need not name it, because its program finds the emulator through the environment. Without the emulator,
-    that program would find the real service and rent GPUs.
+    The test does not need to name the fixture, because its program finds the emulator through the
+    environment. Without the emulator, that program would find the real service and rent GPUs.
     """
     if not collector.istestfunction(obj, name):
         return
@@ -67,7 +67,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
-    """Record for `cortecs_emulator` whether the test itself has failed."""
+    """Record for `cortecs_emulator` whether the test itself failed."""
     outcome = yield
     report: pytest.TestReport = outcome.get_result()
     if report.failed or hasattr(report, "wasxfail"):
@@ -78,9 +78,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 def cortecs_emulator(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Emulator]:
-    """An emulated Cortecs account, free of charge. The environment variables of the test point to it.
+    """An emulated Cortecs account, free of charge. The test's environment variables point to it.
 
-    A test that leaves an instance in it fails. Set options with `@pytest.mark.cortecs_emulator(...)`.
+    A test that leaves an instance behind fails. Set options with `@pytest.mark.cortecs_emulator(...)`.
     """
     try:
         from ._test_accounts import open_account  # noqa: PLC0415  (see the module's docstring)
@@ -99,7 +99,7 @@ def cortecs_emulator(
         yield account.emulator
         problems = account.find_problems()
     if problems and item.stash[_HAS_FAILED]:
-        # Show them below the failure, which may have caused them.
+        # Show the problems below the failure, which may have caused them.
         item.add_report_section("teardown", "cortecs", problems)
     elif problems:
         pytest.fail(problems, pytrace=False)
@@ -109,7 +109,7 @@ def cortecs_emulator(
 def cortecs_client(request: pytest.FixtureRequest, cortecs_emulator: Emulator) -> Iterator[AsyncCortecs]:
     """An `AsyncCortecs` for the account of `cortecs_emulator`, in the test's event loop.
 
-    It is closed after the test. Set options with `@pytest.mark.cortecs_client(...)`.
+    The client is closed after the test. Set options with `@pytest.mark.cortecs_client(...)`.
     """
     from ._test_accounts import close_client, make_client  # noqa: PLC0415  (see the module's docstring)
 

@@ -15,13 +15,13 @@ from ._worker import Failure, Result, Work, check_work, run_chunk, submit_chunk
 
 __all__ = ["Failure", "FanOut", "Outcome", "fan_out"]
 
-# Tracebacks and hovers name the module that users import from: this one or `dask`, whichever comes last.
+# Tracebacks and editors show the module that users import from: this one or `dask`, whichever comes last.
 for _public in (Failure, FanOut, Outcome):
     _public.__module__ = __name__
 
 T = TypeVar("T")
 
-# Chunks mostly wait for answers; by default Ray fills the first machine before it uses another.
+# Chunks mostly wait for answers. By default, Ray fills the first machine before it uses the next.
 _OPTIONS = {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
 
 
@@ -38,23 +38,23 @@ def fan_out(
     """Run `work` on all items in Ray tasks, a chunk of items at a time. Use it with `async with`.
 
     Each item has one outcome. If a worker dies, its chunk is repeated (Ray's `max_retries`). If an instance
-    is lost, its chunks are repeated on another one. An item that fails has an outcome with an error; the
-    others continue.
+    is lost, its chunks are repeated on a different one. If an item fails, its outcome has an error, and the
+    other items continue.
 
     Args:
         work: Called on a worker as `await work(inst, items)`, with an `InstanceHandle` and a chunk. Return a
             list with a value or an exception for each item, as `inst.map(..., return_exceptions=True)` does.
-            If it returns anything else, or a value cannot be pickled, the items have an outcome with an
-            error. An exception that it raises ends the fan-out. If that exception cannot be pickled, it is
-            the error of the items instead.
+            If `work` returns anything else, or a value cannot be pickled, the outcomes have an error.
+            If `work` raises an exception, the fan-out ends. If that exception cannot be pickled, it
+            becomes the error of the items instead.
         items: The items. They are read as they are needed.
-        leases: `client.instance(...)`, not entered, one for each instance. `fan_out` enters and leaves them.
-            The first starts with the first item, the others when there is work for them.
-        chunk_size: Number of items in a task.
-        chunks_per_instance: Number of tasks that use an instance in parallel.
-        max_attempts: Attempts for an item that gets no response, or one of 401, 403, 404, 408, 409, 425, 429
-            or 500 and above. Attempts while the instance answers no other items do not count.
-        ray_options: Options of the tasks: `num_cpus`, `resources`, `max_retries`, ...
+        leases: `client.instance(...)` objects, not entered, one for each instance. `fan_out` enters and
+            leaves them. The first one starts with the first item, the others when there is work for them.
+        chunk_size: The number of items in a task.
+        chunks_per_instance: The number of tasks that use an instance in parallel.
+        max_attempts: Attempts for an item that gets no response, or a status of 401, 403, 404, 408, 409,
+            425, 429, or 500 and above. Attempts do not count while the instance answers no other items.
+        ray_options: Options for the tasks: `num_cpus`, `resources`, `max_retries`, ...
 
     Raises:
         ConfigurationError: If Ray is not installed, or `ray.init()` was not called.
@@ -75,7 +75,7 @@ def fan_out(
     except ImportError:
         raise ConfigurationError("cortecs_async.integrations.ray needs Ray: pip install ray") from None
     if not ray.is_initialized():
-        # Otherwise Ray starts a cluster with the first task, and blocks the event loop meanwhile.
+        # Otherwise, Ray would start a cluster with the first task and block the event loop while it starts.
         raise ConfigurationError("Call ray.init() before fan_out(...) and before your first lease.")
     remote_chunk = ray.remote(run_chunk).options(**{**_OPTIONS, **(ray_options or {})})
     dumps = ray.cloudpickle.dumps

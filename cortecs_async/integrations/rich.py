@@ -17,19 +17,19 @@ try:
 except ModuleNotFoundError as _error:
     raise ImportError(f"The progress bar needs rich: {install_command('cli')}", name="rich") from _error
 
-# The least columns for a bar of the full width.
+# The minimum number of columns for a full-width bar.
 _WIDE = 72
 
 
 @hinted
 class ProvisioningBar:
-    """Show a live progress bar for every instance that starts. Pass it as `on_progress`.
+    """Show a live progress bar for every starting instance. Pass it as `on_progress`.
 
     On a terminal, the bars move until every instance is running. In a log file or a pipe, every change is
-    printed on a line of its own. Leaving the block removes the bars, also if a start fails.
+    printed on its own line. Leaving the block removes the bars, even if a start fails.
 
     Args:
-        console: Where to draw. Default: standard error, so that the bars stay out of your program's output.
+        console: The console. Default: standard error, so that the bars stay out of your program's output.
 
     Example:
         from cortecs_async.integrations.rich import ProvisioningBar

@@ -1,4 +1,4 @@
-"""Basics: print prices, start an instance for a block of code, ask a question, print the receipt."""
+"""Basics: print prices, start an instance for a block of code, ask a question, and print the receipt."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def main() -> None:
             )
             print(answer.choices[0].message.content)
 
-        # Here the instance is stopped and deleted, and the service has confirmed it.
+        # By this point, the instance is stopped and deleted, and the service has confirmed it.
         print(f"It took {inst.receipt}.")
 
 

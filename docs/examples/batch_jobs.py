@@ -1,4 +1,4 @@
-"""Batch jobs: answer a file of requests on an instance that runs only as long as that takes."""
+"""Batch jobs: run a file of requests on an instance that runs only as long as needed."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def write_requests(path: Path) -> None:
 
 
 async def main(folder: Path) -> None:
-    """Classify the reviews, with files in this folder."""
+    """Classify the reviews, using files in this folder."""
     requests, answers = folder / "requests.jsonl", folder / "answers.jsonl"
     write_requests(requests)
     async with AsyncCortecs() as client:
-        # If this is interrupted, the same call continues: it does not repeat requests that have an answer.
+        # If the run is interrupted, the same call continues it and skips answered requests.
         report = await client.run_batch(requests, answers, MODEL, max_cost=5, ordered=True)
     for line in answers.read_text(encoding="utf-8").splitlines():
         answer = json.loads(line)

@@ -1,4 +1,4 @@
-"""Multi-agents: two researchers, a critic, and an editor share one instance, without a framework."""
+"""Multiple agents: two researchers, a critic, and an editor share one instance, without a framework."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Realtime streams: print several answers in parallel, piece by piece; one reader stops early."""
+"""Realtime streams: print several answers in parallel, piece by piece. One reader stops early."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openai import AsyncOpenAI
 from cortecs_async import AsyncCortecs
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-# The number of pieces that each reader wants; None for all.
+# The number of pieces each reader wants. None for all.
 QUESTIONS = {"Why is the sky blue?": None, "Why is grass green?": None, "Recite the Iliad.": 5}
 
 

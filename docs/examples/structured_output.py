@@ -30,7 +30,7 @@ class Advice(BaseModel):
 
 
 def look_up(query: WeatherQuery) -> str:
-    """Return the weather: this is the tool."""
+    """Return the weather. This is the tool."""
     return next((weather for city, weather in WEATHER.items() if city in query.city), "unknown")
 
 

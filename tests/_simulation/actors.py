@@ -37,17 +37,17 @@ T = TypeVar("T")
 # The Unix time of the emulator at virtual time zero.
 EPOCH = 1_735_689_600.0
 
-# The process or the reaper that runs. Tasks inherit it, also those of the client.
+# The running process or reaper. All tasks inherit it, including the client's tasks.
 current_actor: contextvars.ContextVar[Actor] = contextvars.ContextVar("current_actor")
 
 
 @define(eq=False)
 class Machine:
-    """A machine: its disk, and its clock.
+    """A machine with its disk and clock.
 
     Attributes:
         state: The state directory, which survives a kill.
-        clock: How many seconds its clock is ahead.
+        clock: Seconds by which its clock is ahead.
     """
 
     index: int
@@ -59,7 +59,7 @@ class Actor:
     """A process, a reaper, or a sweep.
 
     Attributes:
-        killed_at: When it was killed; infinite if it was not.
+        killed_at: The time when it was killed. Infinite if it was not.
         steps: The number of steps so far: requests, responses, and writes before and after.
         network: Its connections.
     """
@@ -77,7 +77,7 @@ class Actor:
         return math.isinf(self.killed_at)
 
     def step(self) -> None:
-        """Count a step, and perform the kills that are due."""
+        """Count a step and perform all kills that are due."""
         if not self.is_alive:
             return
         self.steps += 1
@@ -86,7 +86,7 @@ class Actor:
                 self.world.kill(kill)
 
     def kill(self) -> None:
-        """End it, without any of its own code."""
+        """End it without running any of its own code."""
         if self.is_alive:
             self.killed_at = anyio.current_time()
             self._end()
@@ -155,7 +155,7 @@ class ProcessActor(Actor):
 
     def _end(self) -> None:
         if self._client is not None and self._http is not None:
-            # Code that catches the cancellation cannot do anything any more.
+            # Code that catches the cancellation can no longer do anything.
             self._http._state = httpx._client.ClientState.CLOSED
             store = self._client._wiring.promises.store
             if store._journal is not None:
@@ -169,7 +169,7 @@ class ProcessActor(Actor):
 
 
 def _do_nothing(**_: bool) -> None:
-    """Instead of writing."""
+    """Do nothing, in place of writing."""
 
 
 def _no_states(*_: Any, **__: Any) -> list[Any]:
@@ -177,7 +177,7 @@ def _no_states(*_: Any, **__: Any) -> list[Any]:
 
 
 class WorldReaper(Actor):
-    """A reaper, with the decisions of the real one, on virtual time."""
+    """A reaper on virtual time that makes the same decisions as the real one."""
 
     def __init__(self, parent: ProcessActor, send: Callable[[Record], None], serial: int) -> None:
         super().__init__(parent.world, parent.machine, parent.reaper_kills if serial == 0 else ())
@@ -203,7 +203,7 @@ class WorldReaper(Actor):
         self._changed.set()
 
     async def serve(self) -> None:
-        """Do what `reaper.serve` does."""
+        """Do the same as `reaper.serve`."""
         current_actor.set(self)
         current_lease.set(None)
         try:
@@ -249,8 +249,8 @@ class WorldReaper(Actor):
         except BaseException:
             self._unlock()
             raise
-        # Unlike the real one, it does not wait for what it began while its parent lived. So a `sweep` works
-        # on the same promises, as one does that gets the lock of the journal before the reaper.
+        # Unlike the real reaper, it does not wait for work that it began while its parent lived. So a `sweep`
+        # works on the same promises, as a real one does if it gets the journal's lock before the reaper.
         locked, self._locked = self._locked, None
         if locked is None and reaper.journal is not None:
             locked = try_lock(reaper.journal)
@@ -295,7 +295,7 @@ class WorldReaper(Actor):
         self.world.tasks.start_soon(self.parent_sees_death)
 
     async def parent_sees_death(self) -> None:
-        """Tell the parent of the reaper's death, as its listening thread does."""
+        """Notify the parent of the reaper's death, as its listening thread does."""
         current_actor.set(self.parent)
         await anyio.sleep(0.01)
         if self.parent.is_alive:
@@ -307,7 +307,7 @@ def _reap_nothing(*_: Any) -> None:
 
 
 class WorldReaperProcess:
-    """Instead of `ReaperProcess`: the parent's side of a `WorldReaper`."""
+    """Replaces `ReaperProcess`: the parent's side of a `WorldReaper`."""
 
     def __init__(
         self, on_death: Callable[[], None], on_action: Callable[[Record], None], _: Callable[[str, str], None]
@@ -336,7 +336,7 @@ class WorldReaperProcess:
         parent.world.tasks.start_soon(child.serve)
 
     def handshake(self) -> None:
-        """Do nothing: the reaper shares the interpreter."""
+        """Do nothing, because the reaper shares the interpreter."""
 
     def send(self, messages: Iterable[Record]) -> None:
         child = self._child

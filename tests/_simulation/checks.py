@@ -1,6 +1,6 @@
 """The properties of a world, checked at its end.
 
-1. No instance of a process is left, unless it was asked for.
+1. No instance of a process is left, unless the process wants it.
 2. No instance of another machine or of the other user is stopped, restarted, deleted or used.
 3. No start is doubled while its first instance may still appear, without that being said.
 4. Every wait ends within its time.
@@ -39,35 +39,35 @@ if TYPE_CHECKING:
     from .run import Simulation
 
 # Seconds after a request in which its instance is attributed to it: by a process or a reaper, or by `sweep`,
-# which may run much later and then relies on the service's stamps.
+# which may run much later and then relies on the service's timestamps.
 SEARCH, SWEEP_SEARCH = 300.0, 1800.0
-# Seconds by which a stamp may differ from the time of the start: the tolerance of clients, and the time that
-# an instance of these worlds takes until it is running.
+# Seconds by which a timestamp may differ from the time of the start: the tolerance of clients, and the time
+# that an instance in these worlds takes until it is running.
 STAMP_TOLERANCE = 120.0 + 48.0
-# Seconds after which `sweep` trusts stamps only.
+# Seconds after which `sweep` trusts only timestamps.
 SWEEP_SEARCH_WITHOUT_STAMPS = 3600.0
-# Seconds for which a client looks for the instance of a lost start before anything else.
+# Seconds for which a client first searches for the instance of a lost start.
 WINDOW = ADOPTION_WINDOW / 6
-# The same for a lease that ends before its block begins.
+# The same, for a lease that ends before its block begins.
 RELEASE_WINDOW = ABSENCE_SPAN
-# The maximum age of a baseline when its start is requested, without what delays the request.
+# The maximum age of a baseline when its start is requested, not counting delays of the request.
 BASELINE_AGE = 1.0
 # Seconds that a process needs to record a response.
 TO_RECORD = 0.5
 
-# The errors that a lease may raise before its body because of the service.
+# Errors that a lease can raise before its body because of the service.
 _START_ERRORS = (errors.RequestError, errors.StartTimeoutError, errors.AmbiguousStartError)
 
 
 @define
 class _Instance:
-    """An instance as the checks see it.
+    """The checks' view of an instance.
 
     Attributes:
-        machine: Where its owner is, or `OTHER_USER`.
-        context_length: The one of the instance.
-        appeared_at: When it was started, and restarted.
-        sent: Its start, unless it is the other user's.
+        machine: The machine of its owner, or `OTHER_USER`.
+        context_length: The instance's context length.
+        appeared_at: The times when it was started and restarted.
+        sent: Its start, unless it belongs to the other user.
     """
 
     spec: StartSpec
@@ -79,12 +79,12 @@ class _Instance:
 
 @define
 class Excuses:
-    """What no client can decide.
+    """The cases that no client can decide.
 
     Attributes:
-        pairs: Instances that a machine may take for its own: machine and instance.
-        ids: Instances in such a pair, and the own instances of the starts that they are taken for.
-        leases: The leases that such an instance was taken from, or that it was taken for.
+        pairs: Instances that a machine may mistake for its own: machine and instance.
+        ids: Instances in such a pair, and the real instances of the starts they are mistaken for.
+        leases: The leases that such an instance was taken from, or whose instance it was mistaken for.
         late: Instances that appeared too late for any search.
     """
 
@@ -165,32 +165,32 @@ class Checker:
         })  # fmt: skip
 
     def _was_left(self, history: LeaseHistory) -> bool:
-        """Return whether a lease ended, or lasts, and was not cut off by a kill."""
+        """Return whether a lease ended or lasts and was not cut off by a kill."""
         killed_at = self._killed_at(history)
         return math.isinf(killed_at) or history.left_at < killed_at
 
     def _killed_at(self, history: LeaseHistory) -> float:
         return self._run.processes[history.process].killed_at
 
-    # -- what no client can decide
+    # -- cases that no client can decide
 
     def _find_excuses(self) -> Excuses:
         excuses = Excuses()
         unresolved = [each for each in [*self._run.starts, *self._never_sent()] if self._is_unresolved(each)]
         count = -1
-        # Whose instance is taken by mistake may take another one.
+        # A lease whose instance is taken by mistake may take another one.
         while count != len(excuses.ids):
             count = len(excuses.ids)
             for sent in unresolved:
                 ended_at = min(sent.ended_at, self._killed_at(sent.lease))
-                # An equal start that was sent earlier may decide for both as soon as this one is unresolved.
+                # An identical earlier start may decide for both as soon as this one is unresolved.
                 is_alone = all(each is sent or not self._may_swap(each, sent) for each in unresolved)
                 window = WINDOW if sent.lease.body_at is not None else RELEASE_WINDOW
                 window = 0.0 if sent.was_given_up else window
                 is_listed = sent.executed_at + self._lag <= ended_at + (window if is_alone else 0.0)
                 if not is_listed or sent.instance_id in excuses.ids:
                     self._excuse(sent, excuses)
-        # Equal starts without a response may swap their instances, and so the mistake.
+        # Identical starts without a response may swap their instances, and with them the mistake.
         excuses.leases.update(
             [
                 sent.lease
@@ -210,13 +210,13 @@ class Checker:
         )
 
     def _excuse(self, sent: SentStart, excuses: Excuses) -> None:
-        """Add the instances that a start may be mistaken for, because its own is not there to see."""
+        """Add the instances that a start may be mistaken for, because its own is not visible."""
         until = sent.at + self._search(sent)
         if sent.instance_id is not None and sent.executed_at + self._lag > until:
             excuses.late.add(sent.instance_id)
         earliest = sent.after - BASELINE_AGE - self._baseline_gap()
         for instance_id, instance in self._instances.items():
-            # One of this machine only if its own start has taken another.
+            # An instance of this machine counts only if its own start has taken another one.
             is_known = instance.machine == sent.lease.machine and instance_id not in excuses.ids
             if is_known or instance_id == sent.instance_id or not _fits(instance, sent):
                 continue
@@ -229,18 +229,18 @@ class Checker:
                     excuses.leases.add(instance.sent.lease)
 
     def _baseline_gap(self) -> float:
-        """Return how many seconds old an instance can be that a baseline lacks."""
+        """Return the maximum age in seconds of an instance missing from a baseline."""
         if not any(each.kind == "omit" and each.route != "get" for each in self._run.plan.faults):
             return self._lag
         return self._lag + (STAMP_TOLERANCE if self._has_stamps() else math.inf)
 
     def _has_stamps(self) -> bool:
-        """Return whether the stamps of instances tell when they were started."""
+        """Return whether instances' timestamps show when they were started."""
         service = self._run.plan.service
         return service.date_header and service.started_at in {"running", "accepted", "initialized"}
 
     def _never_sent(self) -> Iterable[SentStart]:
-        """Return the starts that were recorded, but not sent, because their process was killed."""
+        """Return the starts recorded but not sent, because their process was killed."""
         run = self._run
         for history in run.histories:
             killed_at = self._killed_at(history)
@@ -251,7 +251,7 @@ class Checker:
                 yield SentStart(history, after, killed_at, ended_at=killed_at)
 
     def _is_unresolved(self, sent: SentStart) -> bool:
-        """Return whether the process did not read, or did not record, what has become of a start."""
+        """Return whether the process did not read or did not record the outcome of a start."""
         return sent.response is None or self._killed_at(sent.lease) < sent.ended_at + TO_RECORD
 
     def _search(self, sent: SentStart) -> float:
@@ -260,10 +260,10 @@ class Checker:
     # -- 1 and 6: what is left
 
     def _check_ambiguity(self) -> None:
-        """Check that starts are ambiguous only if there are equal instances of others.
+        """Check that starts are ambiguous only if others have identical instances.
 
-        Such an instance need not be a candidate. With three instances and two starts, of which one matches
-        only one instance, even that match is not proven.
+        Such an instance does not need to be a candidate. With three instances and two starts, one of which
+        matches only one instance, even that match is not proven.
         """
         run = self._run
         found = [
@@ -290,7 +290,7 @@ class Checker:
                     run.problem(f"the last sweep says of {orphan.instance_id}: {orphan.state}")
 
     def _are_old_and_unstamped(self, candidates: Iterable[str]) -> bool:
-        """Return whether a sweep came too late to trust anything but stamps, and there are no usable ones."""
+        """Return whether a sweep came too late to trust anything but timestamps, with no usable ones."""
         started_at = min((self._instances[each].appeared_at[0] for each in candidates), default=0.0)
         return not self._has_stamps() and anyio.current_time() - started_at > SWEEP_SEARCH_WITHOUT_STAMPS
 
@@ -303,16 +303,16 @@ class Checker:
             if status == "stopped" and self._may_agree_wrongly():
                 continue
             if sent.context_length is None:
-                known |= self._ambiguous  # a tag is not ambiguous
+                known |= self._ambiguous  # tags are not ambiguous
             if status not in expected and instance_id not in known:
                 self._run.problem(
                     f"{instance_id} is ours, and {status} at the end, not {' or '.join(sorted(expected))}"
                 )
 
     def _may_agree_wrongly(self) -> bool:
-        """Return whether readings seconds apart may agree that an instance is missing that exists.
+        """Return whether readings seconds apart may wrongly agree that an existing instance is missing.
 
-        After a delete without a response, two wrong readings are enough. The instance is stopped by then, so
+        After a delete without a response, two wrong readings are enough. By then, the instance is stopped, so
         it is not billed.
         """
         plan = self._run.plan
@@ -320,9 +320,9 @@ class Checker:
         return self._lag > 0 and max(plan.service.get_lag) > 0 and loses
 
     def _expected(self, holder: LeaseHistory | None, sent: SentStart) -> set[str]:
-        """Return the states in which an instance may be at the end."""
+        """Return the states that an instance may have at the end."""
         if holder is None:
-            # Killed just before the body began, when the end is recorded already.
+            # Killed right before the body began, when the end is already recorded.
             was_killed = not math.isinf(self._killed_at(sent.lease))
             kept = {"stop": {"stopped"}, "keep": {"running"}, None: {"running"}, "delete": set[str]()}
             return {"deleted"} | (kept[sent.lease.plan.on_exit] if was_killed else set[str]())
@@ -347,7 +347,7 @@ class Checker:
                             f"a promise remains in {path.name} of machine {machine.index}: {name}"
                         )
 
-    # -- 2: what is not ours
+    # -- 2: instances that are not ours
 
     def _check_touches(self) -> None:
         for touch in self._run.touches:
@@ -384,19 +384,19 @@ class Checker:
                     f"{history.name} used {history.instance_id}, which is {_owner_name(instance.machine)}"
                 )
 
-    # -- 3 and 5: how many
+    # -- 3 and 5: the number of instances
 
     def _check_duplicates(self) -> None:
-        """Check that each lease started one instance, and that no two leases have the same one.
+        """Check that each lease started one instance and that no two leases have the same one.
 
-        Two leases that look for equal instances at the same time may get each other's, which is correct. So
-        leases that overlap are checked together.
+        Two leases that search for identical instances at the same time may get each other's, which is
+        correct. So overlapping leases are checked together.
         """
         run = self._run
         held = [
             each.instance_id
             for each in run.histories
-            # A process that is killed as soon as its block begins may not have recorded its instance.
+            # A process killed as soon as its block begins may not have recorded its instance.
             if each.instance_id is not None
             and self._killed_at(each) >= (each.body_at or each.entered_at) + TO_RECORD
         ]
@@ -408,7 +408,7 @@ class Checker:
                 run.problem(f"{[each.name for each in cluster]} started {created}, and did not say so")
 
     def _check_clean_exits(self) -> None:
-        """Check that instances are released when their leases end, unless they say otherwise."""
+        """Check that instances are released when their leases end, unless the leases report otherwise."""
         for history in self._run.histories:
             if history.instance_id is None or history.may_leave_instance:
                 continue
@@ -434,7 +434,7 @@ class Checker:
             return
         if entry.stopped_at is not None and self._may_agree_wrongly():
             return
-        # A stop that was accepted, but takes long, ends when no reading shows the instance any more.
+        # An accepted stop that takes long ends once no reading shows the instance any longer.
         is_blind = is_stop and self._lag > 0 and max(self._run.plan.service.get_lag) > 0
         slack = self._run.plan.service.stop_seconds if is_blind else 0.0
         if ended_at is None or ended_at > history.left_at + slack:
@@ -448,7 +448,7 @@ class Checker:
         ]
 
     def _clusters(self) -> list[list[LeaseHistory]]:
-        """Group the leases of a machine and model whose times overlap, directly or through others."""
+        """Group leases with the same machine and model whose times overlap, directly or through others."""
         clusters: list[list[LeaseHistory]] = []
         kinds = {(each.machine, each.plan.spec.model_id) for each in self._run.histories}
         for kind in sorted(kinds):
@@ -541,7 +541,7 @@ class Checker:
 
 
 def _fits(instance: _Instance, sent: SentStart) -> bool:
-    """Return whether a start can have created an instance, as far as the arguments tell."""
+    """Return whether a start could have created an instance, judging by the arguments."""
     actual, wanted = instance.spec, sent.lease.plan.spec
     return (
         actual.model == wanted.model
@@ -551,7 +551,7 @@ def _fits(instance: _Instance, sent: SentStart) -> bool:
 
 
 def _said_doubles(history: LeaseHistory) -> int:
-    """Return how often a lease said that it started again while its first instance may still appear."""
+    """Return how often a lease reported starting again while its first instance might still appear."""
     return sum("still appears" in text for text in history.said)
 
 

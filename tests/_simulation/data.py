@@ -1,4 +1,4 @@
-"""Worlds as data, so that hypothesis can draw, shrink and print them."""
+"""Worlds as data, so that hypothesis can draw, shrink, and print them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Cancel:
     """A cancellation.
 
     Attributes:
-        after: Seconds from the beginning of what it cancels.
+        after: Seconds from the beginning of the cancelled work.
         method: A cancel scope, or on asyncio `asyncio.timeout` or `task.cancel()`. trio always uses a scope.
         again: Pauses, each followed by another `task.cancel()`.
     """
@@ -51,12 +51,12 @@ class Cancel:
 
 @frozen
 class Lease:
-    """A lease. A list of leases reads as an outline.
+    """A lease. A list of leases forms an outline.
 
     Attributes:
-        depth: 0 for a lease of the program itself, more for one in the body of an earlier lease.
+        depth: 0 for a lease of the program itself. More for a lease in the body of an earlier lease.
         parallel: Run in parallel with the previous lease of the same depth, instead of after it.
-        spec: What to start.
+        spec: The arguments of the start.
         on_exit: The argument of the lease. None for `acquire`, whose body is the time until `release`.
         max_lifetime: The argument of `acquire`, in seconds. Without it, the handle is always released.
         releases: Whether the caller releases the handle of `acquire`.
@@ -67,7 +67,7 @@ class Lease:
         sleep_after: Seconds of the body after the inner leases.
         fails: Whether the body raises an exception at its end.
         handled: Whether the caller catches the exceptions of the lease.
-        attempts: How often the caller enters it, 20 s apart, while the service has no capacity.
+        attempts: How many times the caller enters it, 20 s apart, while the service has no capacity.
         cancel: Cancels only this lease.
     """
 
@@ -95,10 +95,10 @@ class Process:
     Attributes:
         leases: Its leases.
         machine: The index of its machine.
-        begins_at: When it begins, in seconds.
+        begins_at: The time when it begins, in seconds.
         cancel: Cancels the program.
         cancels_client: Whether the cancellation also reaches the client's own block.
-        native: Whether parallel leases on asyncio, from Python 3.13, use `asyncio.TaskGroup`, not anyio's.
+        native: Whether parallel leases on asyncio (from Python 3.13) use `asyncio.TaskGroup`, not anyio's.
         guard: Whether it has a reaper.
         tag_starts: The argument of the client.
     """
@@ -118,12 +118,12 @@ class Kill:
     """A kill of a process, of its reaper, of both, or of a machine with all its processes and reapers.
 
     Attributes:
-        what: What is killed; "both" kills the reaper a moment before its process.
-        process: The index of the process, modulo their number; of a machine, a process on it.
-        step: Kill before or after that many requests and writes of the process or, for "reaper", of its
+        what: The target. "both" kills the reaper a moment before its process.
+        process: The index of the process, modulo their number. For a machine, a process on it.
+        step: Kill before or after this number of requests and writes by the process or, for "reaper", by its
             reaper. None to use `after`.
-        after: Seconds from the beginning of the process, or from what it waits for.
-        waits_for: A start without a response ("unresolved"), or one that was refused.
+        after: Seconds from the beginning of the process, or from the awaited event.
+        waits_for: A start without a response ("unresolved"), or a rejected one.
     """
 
     what: Literal["process", "reaper", "both", "machine"] = "process"
@@ -139,8 +139,8 @@ class Sweep:
 
     Attributes:
         machine: The index of the machine.
-        at: When it begins, in seconds.
-        killed_after: Seconds until it is killed; None if it is not.
+        at: The time when it begins, in seconds.
+        killed_after: Seconds until it is killed. None if it is not.
         force: The argument of `sweep`.
     """
 
@@ -155,8 +155,8 @@ class Outage:
     """A time, in seconds, during which no request succeeds.
 
     "busy" responds with 503 and HTML, "cut" closes the connection, "refused" refuses connections, and
-    "silent" never responds. In these four, requests have no effect. In "lost", they do, and only the response
-    is lost.
+    "silent" never responds. In these four cases, requests have no effect. With "lost", they have an effect,
+    and only the response is lost.
     """
 
     begins_at: float
@@ -169,11 +169,11 @@ class ForeignAction:
     """Another user of the account, on a machine without journals, starts or changes an instance.
 
     Attributes:
-        after: Seconds from the beginning, or from what it waits for.
+        after: Seconds from the beginning, or from the awaited event.
         kind: "start" uses the arguments of one of the leases. The others change the user's own instances.
         target: The index of the lease, or of the user's instance, modulo their number.
         waits_for: Do nothing until a process has a start whose response is lost or late ("unresolved"), a
-            start was refused, or a process was killed.
+            start was rejected, or a process was killed.
     """
 
     after: float
@@ -209,13 +209,13 @@ class World:
 
     Attributes:
         processes: The processes.
-        kills: What is killed.
+        kills: The kills.
         sweeps: Sweeps during the run. Another one follows on each machine at the end.
-        foreign: What another user does meanwhile.
+        foreign: The actions of another user during the run.
         faults: The faults of the service.
         outages: The outages of the service.
-        clocks: For each machine, how many seconds its clock is ahead.
-        rotated_at: When the client secret is replaced, in seconds; None if it is not. Tokens stay valid.
+        clocks: For each machine, the seconds by which its clock is ahead.
+        rotated_at: The time when the client secret is replaced, in seconds, or None. Tokens stay valid.
         pause_before_sweep: Seconds from the end of the processes and reapers to the last sweeps.
         service: The options of the emulator.
         seed: The seed of the jitter.
@@ -238,7 +238,7 @@ class World:
 
 
 def _seconds(most: float) -> st.SearchStrategy[float]:
-    # Not at the very moment of a timeout, where the order of events is undefined.
+    # Not at the exact moment of a timeout, where the order of events is undefined.
     return st.integers(0, int(most * 4)).map(lambda number: number / 4 + 0.07 if number else 0.0)
 
 
@@ -247,7 +247,7 @@ def _one_in(number: int, strategy: st.SearchStrategy[T]) -> st.SearchStrategy[T 
 
 
 def _several(strategy: st.SearchStrategy[T], counts: Sequence[int]) -> st.SearchStrategy[tuple[T, ...]]:
-    # Lists of hypothesis are mostly short.
+    # Lists from hypothesis are mostly short.
     return st.sampled_from(counts).flatmap(lambda count: st.tuples(*[strategy] * count))
 
 
@@ -262,7 +262,7 @@ _times: dict[str, st.SearchStrategy[Any]] = {
 _PAGE = "<!doctype html><title>Bad gateway</title>"
 _faults: st.SearchStrategy[Fault] = st.one_of(
     st.builds(Fault, kind=st.just("drop"), route=_routes, when=_whens, **_times),
-    # A gateway responds with HTML, whatever has become of the request. So may the service itself.
+    # A gateway responds with HTML, whatever happened to the request. The service itself may do the same.
     st.builds(
         Fault,
         kind=st.just("status"),
@@ -272,7 +272,7 @@ _faults: st.SearchStrategy[Fault] = st.one_of(
         body=st.just(_PAGE),
         **_times,
     ),
-    # A response in the API's own words means that nothing happened, except for these two.
+    # A response in the API's own format means that nothing happened, except for these two.
     st.builds(
         Fault,
         kind=st.just("status"),
@@ -318,7 +318,7 @@ _faults: st.SearchStrategy[Fault] = st.one_of(
         skip=_times["skip"],
         times=st.sampled_from([1, 1, 2]),
     ),
-    # One reading that lacks everything. More would be a service that is gone.
+    # A single empty reading. More of them would mean a service that no longer exists.
     st.builds(
         Fault,
         kind=st.just("omit"),
@@ -381,7 +381,7 @@ def _processes(kinds: Sequence[StartSpec]) -> st.SearchStrategy[Process]:
     )
 
 
-# Few specs, because equal starts are the ones that can be confused.
+# Few specs, because only identical starts can be confused.
 _groups: st.SearchStrategy[tuple[Process, ...]] = st.lists(_specs, min_size=1, max_size=2).flatmap(
     lambda kinds: _several(_processes(kinds), [1, 1, 2, 3])
 )
@@ -501,9 +501,9 @@ _kills_after_refusal = st.builds(
     waits_for=st.just("refusal"),
 )
 
-# What rarely meets by chance: refusals, a kill, and an equal start of the other user; equal starts of several
+# Rare coincidences: rejections, a kill, and an identical start by the other user; identical starts by several
 # processes whose responses are lost at the same time; starts that are carried out or listed late; and reapers
-# whose credentials are refused.
+# whose credentials are rejected.
 stories: dict[str, st.SearchStrategy[World]] = {
     "any": _worlds(),
     "refusals": _worlds(
@@ -520,7 +520,7 @@ stories: dict[str, st.SearchStrategy[World]] = {
         kills=_several(_kills, [1, 1, 2]),
         faults=_several(_lost_starts, [0, 0, 1]),
         outages=st.just(()),
-        # Otherwise, a process could not release what it started.
+        # Otherwise, a process could not release its instances.
         service=_services.map(lambda service: evolve(service, token_lifetime=36_000.0)),
         rotated_at=_seconds(20) | _seconds(150),
     ),

@@ -1,4 +1,4 @@
-"""What happened in a world, and when, in seconds of virtual time."""
+"""The history of a world. Times are in seconds of virtual time."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from cortecs_async import errors
 
 from .data import Lease, StartSpec
 
-# The owner of an instance: the index of a machine, or that of the other user, who has no journal.
+# The owner of an instance: the index of a machine, or this index for the other user, who has no journal.
 OTHER_USER = -1
 
 
 @define(eq=False)
 class LeaseHistory:
-    """What happened to a lease. For `acquire`, the body is the time until `release`.
+    """The history of a lease. For `acquire`, the body is the time until `release`.
 
     Attributes:
-        has_released: Whether `release` of its handle returned.
+        has_released: Whether `release` returned for its handle.
         problems: Violations, unless another machine may use its instance.
-        said: The warnings that its tasks logged.
+        said: The warnings logged by its tasks.
     """
 
     process: int
@@ -46,7 +46,7 @@ class LeaseHistory:
 
     @property
     def may_leave_instance(self) -> bool:
-        """Whether it may leave an instance: it was not exited, or its exception says so."""
+        """Whether it may leave an instance: it was not exited, or its exception reports one."""
         return math.isinf(self.left_at) or reports_a_leftover(self.exit_error)
 
 
@@ -70,16 +70,16 @@ class SentStart:
 
     Attributes:
         lease: The lease that sent it.
-        after: When an earlier list could not be its baseline any more.
-        at: When it was sent.
-        context_length: What it asked for, which is a tag; None without one.
-        ended_at: When the client had the response or gave up; infinite while the request is in progress.
-        was_given_up: Whether the client closed the connection before its time-out, because a cancelled lease
-            has found an instance.
-        response: "ok" if it names the instance, "refused" if nothing was started; None without a usable
+        after: The time from which an earlier list could no longer be its baseline.
+        at: The time when it was sent.
+        context_length: The requested context length, which is a tag. None without a tag.
+        ended_at: The time when the client had the response or gave up. Infinite while in progress.
+        was_given_up: Whether the client closed the connection before its timeout, because a cancelled lease
+            had found an instance.
+        response: "ok" if it names the instance, "refused" if nothing was started. None without a usable
             response.
-        instance_id: The instance that it started.
-        executed_at: When the instance was started.
+        instance_id: The instance it started.
+        executed_at: The time when the instance was started.
     """
 
     lease: LeaseHistory
@@ -98,8 +98,8 @@ class ForeignInstance:
     """An instance of the other user.
 
     Attributes:
-        appeared_at: When it was started, and restarted.
-        status: What the user made it.
+        appeared_at: The times when it was started and restarted.
+        status: The status set by the user.
     """
 
     instance_id: str
@@ -110,7 +110,7 @@ class ForeignInstance:
 
 @define
 class Touch:
-    """A request to stop, restart or delete an instance."""
+    """A request to stop, restart, or delete an instance."""
 
     at: float
     machine: int
@@ -124,7 +124,7 @@ class Outcome:
 
     Attributes:
         problems: Violations of the promise.
-        tally: What happened how often.
+        tally: The number of occurrences of each event.
     """
 
     problems: list[str] = field(factory=list)

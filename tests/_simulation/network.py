@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .actors import Actor
     from .run import Simulation
 
-# The lease that sends a request. Tasks inherit it, also those of the client.
+# The lease that sends a request. All tasks inherit it, including the client's tasks.
 current_lease: contextvars.ContextVar[LeaseHistory | None] = contextvars.ContextVar(
     "current_lease", default=None
 )
@@ -31,7 +31,7 @@ _TOUCHES = frozenset({"stop", "restart", "delete", "stop_all", "delete_all"})
 
 
 def observe(world: Simulation, emulator: Emulator) -> None:
-    """Record when the emulator performs each start, and which instances are touched."""
+    """Record the time of each start in the emulator, and the instances touched."""
     handle = emulator._handle
 
     def observed(request: Request, match: Match, now: float, *more: Any) -> Response:
@@ -136,7 +136,7 @@ class Network(httpx.AsyncBaseTransport):
 
 
 def _is_refusal(response: httpx.Response, body: bytes) -> bool:
-    """Return whether the service itself says that nothing was started."""
+    """Return whether the service itself reports that nothing was started."""
     status = response.status_code
     if 400 <= status < 500 and status != 408:
         return True

@@ -1,4 +1,4 @@
-"""The program of a process: leases one after the other, in parallel, and in each other's bodies."""
+"""The program of a process: leases one after another, in parallel, and nested in each other's bodies."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from .run import Simulation
 
 PRICE_TIMEOUT = 10.0
-# Seconds of one request with its retries: `release` lists the instances before its own time begins.
+# Seconds for one request with retries. `release` lists the instances before its own time begins.
 TOTAL_TIMEOUT = 180.0
-# Seconds of virtual time that file work and the order of events may add to a limit.
+# Seconds of virtual time that file operations and the order of events may add to a limit.
 SLACK = 1.0
 
 
@@ -34,7 +34,7 @@ CAPACITY_PAUSE = 20.0
 
 
 class BodyError(Exception):
-    """The exception of a body that fails."""
+    """The exception of a failing body."""
 
 
 @define(eq=False)
@@ -69,10 +69,10 @@ class Program:
     """A run of a process's program.
 
     Attributes:
-        cancelled_at: When it was cancelled.
-        continued_at: When it continued after its leases.
-        end: The exception that it ended with.
-        ended_at: When it ended.
+        cancelled_at: The time when it was cancelled.
+        continued_at: The time when it continued after its leases.
+        end: The exception with which it ended.
+        ended_at: The time when it ended.
     """
 
     def __init__(self, world: Simulation, actor: ProcessActor, client: AsyncCortecs) -> None:
@@ -93,7 +93,7 @@ class Program:
             await self._run_as_task()
         else:
             try:
-                # Inside: the scope removes the cancellations from a group, and only the rest is an Exception.
+                # Inside: the scope removes cancellations from a group, and only the rest is an Exception.
                 with anyio.CancelScope() as scope:
                     self.actor.cancel = scope.cancel
                     await self._with_cancel()
@@ -134,7 +134,7 @@ class Program:
             await self._run_groups(self.roots)
         at = anyio.current_time()
         await anyio.lowlevel.checkpoint()
-        # A cancelled program does not get here.
+        # A cancelled program does not reach this point.
         self.continued_at = at
 
     async def _run_cancelled(
@@ -146,8 +146,8 @@ class Program:
     ) -> None:
         """Run `body`, cancel it after a while unless it has ended, and catch the cancellation.
 
-        A scope of anyio around an `asyncio.timeout` around a task group of anyio does not catch its own
-        cancellation, whatever the tasks do. Parallel leases therefore use scopes only.
+        An anyio scope around an `asyncio.timeout` around an anyio task group does not catch its own
+        cancellation, whatever the tasks do. Therefore, parallel leases use only scopes.
         """
         if cancel.method == "timeout" and self.world.backend == "asyncio" and not _has_siblings(inside):
             limit = asyncio.timeout(cancel.after)
@@ -285,18 +285,18 @@ class Program:
 
 
 def most_seconds_to_release(plan: Lease) -> float:
-    """Return the most seconds of a release."""
+    """Return the maximum seconds of a release."""
     return plan.teardown_timeout + SLACK + (TOTAL_TIMEOUT if plan.on_exit is None else 0.0)
 
 
 def most_seconds_after_cancel(node: Node) -> float:
-    """Return the most seconds from the cancellation of a lease to its end: a start, then the releases."""
+    """Return the maximum seconds from a lease's cancellation to its end: a start, then the releases."""
     inner = max((most_seconds_after_cancel(each) for group in node.groups for each in group), default=0.0)
     return inner + REQUEST_TIMEOUT + most_seconds_to_release(node.plan)
 
 
 def most_seconds(groups: Sequence[Sequence[Node]]) -> float:
-    """Return the most seconds that groups take."""
+    """Return the maximum seconds that groups take."""
     return sum(max(_most_seconds_of(node) for node in group) for group in groups)
 
 

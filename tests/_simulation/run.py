@@ -45,16 +45,16 @@ from .network import current_lease, observe
 from .program import Program
 
 SWEEP_TIMEOUT = 300.0
-# More turns of the event loop than this without any virtual time in between are a busy loop.
+# More turns of the event loop than this, with no virtual time passing, are a busy loop.
 MAX_TURNS = 5000
-# Seconds after the end of the processes in which the service still fails.
+# Seconds after the end of the processes during which the service still fails.
 _FAULTS_AFTER_END = 60.0
-# Seconds until all reapers must be done, once the service works: they wait for expiry, and for late starts.
+# Seconds for all reapers to finish once the service works. They wait for expiry and for late starts.
 _REAPERS_TIMEOUT = 2000.0
 
 
 class FailingTelemetry(Telemetry):
-    """Telemetry that raises an exception half of the time, which must not change anything."""
+    """Telemetry that raises an exception half of the time, which must not have any effect."""
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
@@ -78,10 +78,10 @@ class Simulation:
 
     Attributes:
         tasks: The tasks of all actors.
-        starts: The requests to start an instance, by all processes.
-        touches: The requests to stop, restart or delete one, by all actors with a journal.
+        starts: The requests to start an instance, from all processes.
+        touches: The requests to stop, restart, or delete an instance, from all actors with a journal.
         foreign: The instances of the other user.
-        orphans: What the last sweep of each machine returned.
+        orphans: The results of the last sweep on each machine.
         outages: The outages of the service.
     """
 
@@ -101,7 +101,7 @@ class Simulation:
         self.outages: tuple[Outage, ...] = world.outages
         self.processes: list[ProcessActor] = []
         self.programs: list[Program] = []
-        # Created in the event loop, which has the clock.
+        # Created in the event loop, which provides the clock.
         self.tasks: TaskGroup
         self.emulator: Emulator
         self.transport: httpx.AsyncBaseTransport
@@ -113,7 +113,7 @@ class Simulation:
         self.outcome.problems.append(text)
 
     def last_end_of(self, lease: LeaseHistory) -> float:
-        """Return when the last start of a lease ended, or when the lease was entered."""
+        """Return the time when a lease's last start ended, or when the lease was entered."""
         ends = [each.ended_at for each in self.starts if each.lease is lease]
         return max([lease.entered_at, *ends])
 
@@ -207,7 +207,7 @@ class Simulation:
         self.kill(kill)
 
     def kill(self, kill: Kill) -> None:
-        """Kill what a `Kill` says."""
+        """Perform a `Kill`."""
         target = self.processes[kill.process % len(self.processes)]
         victims = [target]
         if kill.what == "machine":
@@ -222,7 +222,7 @@ class Simulation:
                 victim.kill()
 
     def make_client(self, http: httpx.AsyncClient, machine: Machine, **options: Any) -> AsyncCortecs:
-        """Create a client for a new process: one with a store of its own."""
+        """Create a client for a new process, with its own store."""
         forget_stores()
         client = AsyncCortecs(
             self.emulator.client_id,
@@ -236,7 +236,7 @@ class Simulation:
         )
         self._clients += 1
         client._wiring.http._rng = random.Random(self.plan.seed)
-        # Not the same for all: it makes the tags.
+        # Not the same for all clients, because it generates the tags.
         client._wiring._services.starter._tags.rng = random.Random(1000 * self.plan.seed + self._clients)
         client._wiring._services.starter._rng = random.Random(self.plan.seed)
         return client
@@ -275,7 +275,7 @@ class Simulation:
             self._change_foreign(action.kind, self.foreign[action.target % len(self.foreign)])
 
     async def _wait_for(self, event: str | None, process: int | None = None) -> None:
-        """Wait until something has happened to a process; None for any of them."""
+        """Wait until an event has happened to a process. None for any process."""
 
         def has_happened() -> bool:
             if event == "kill":
@@ -286,7 +286,7 @@ class Simulation:
             )
 
         while event is not None and not has_happened():  # noqa: ASYNC110  (no code sets an event)
-            # Nothing happens any more once the processes have ended.
+            # Nothing more happens once the processes have ended.
             await anyio.sleep(math.inf if self._is_over else 0.7)
 
     def _start_foreign(self, target: int) -> None:
@@ -312,7 +312,7 @@ class Simulation:
                 emulator.delete_instance(instance_id)
                 instance.status = "deleted"
         except ValueError:
-            return  # not in a state for it, or no capacity
+            return  # in the wrong state, or no capacity
 
 
 class _SweepActor(Actor):
@@ -364,7 +364,7 @@ def simulate(backend: Backend, world: World) -> Outcome:
 
 
 class _BusyLoopDetector:
-    """Detects a busy loop, so that its clock can be advanced, and its deadlines end it."""
+    """Detects a busy loop, so that its clock can be advanced and its deadlines end it."""
 
     def __init__(self) -> None:
         self.has_detected = False
@@ -372,7 +372,7 @@ class _BusyLoopDetector:
         self._turns = 0
 
     def is_due(self, now: float) -> bool:
-        """Return whether to advance the clock; called at every turn."""
+        """Return whether to advance the clock. Called at every turn."""
         self._turns = self._turns + 1 if now == self._instant else 0
         self._instant = now
         if self._turns < MAX_TURNS:
@@ -403,9 +403,9 @@ class _DetectingInstrument(trio.abc.Instrument):
 
 
 class _LogWatcher(logging.Handler):
-    """Collects what the client logs.
+    """Collects the client's log records.
 
-    An error is an unexpected exception (expected ones are `critical`). A warning of a lease is for its
+    An error is an unexpected exception (expected ones are `critical`). A warning from a lease is for its
     caller.
     """
 
@@ -424,7 +424,7 @@ class _LogWatcher(logging.Handler):
 
 
 def forget_stores() -> None:
-    """Let the next client have a store of its own, as in a new process."""
+    """Give the next client its own store, as in a new process."""
     _store._stores.clear()
 
 
@@ -439,7 +439,7 @@ class _WithoutSync:
 
 
 class _ReproducibleUUIDs:
-    """The module `uuid`, with the same ids in each run of a world."""
+    """The module `uuid`, with the same ids in each run of the same world."""
 
     def __init__(self) -> None:
         self.rng = random.Random(0)
@@ -453,7 +453,7 @@ _uuids = _ReproducibleUUIDs()
 
 @contextmanager
 def virtual_world() -> Iterator[None]:
-    """Patch the client: no threads, processes and syncs, virtual clocks, and deterministic trio."""
+    """Patch the client: no threads, processes, or syncs, virtual clocks, and deterministic trio."""
     logger = logging.getLogger("cortecs_async")
     recovery = "cortecs_async._recovery"
     with pytest.MonkeyPatch.context() as patch:

@@ -51,11 +51,11 @@ Confirmation, Help { align: center middle; }
 
 
 class TopApp(App[None]):
-    """The instances of an account, live.
+    """A live view of the instances in an account.
 
     Args:
-        client: It is not closed here.
-        interval: Seconds between refreshes; None to refresh only on request.
+        client: The client. It is not closed here.
+        interval: Seconds between refreshes. None to refresh only on request.
         now: Returns the Unix time in seconds.
     """
 
@@ -67,7 +67,7 @@ class TopApp(App[None]):
         Binding("r", "refresh", "refresh"),
         Binding("question_mark", "help", "help", key_display="?"),
         Binding("q", "quit", "close"),
-        # Also with a window open. By default, textual shows a hint instead of quitting.
+        # Works even with a window open. By default, textual shows a hint instead of quitting.
         Binding("ctrl+c", "quit", show=False, priority=True),
     ]
 
@@ -152,7 +152,7 @@ class TopApp(App[None]):
         return [sanitize(f"{action} {instance_id}") for instance_id, action in self._snapshot.actions.items()]
 
     def _start_action(self, action: str, instance_id: str) -> None:
-        # Not a worker of textual, which quitting would cancel.
+        # Not a textual worker, which quitting would cancel.
         task = asyncio.create_task(self._run_action(action, instance_id))
         self._actions.add(task)
         task.add_done_callback(self._actions.discard)
@@ -193,7 +193,7 @@ class TopApp(App[None]):
                 problem=problem,
                 is_stale=False,
             )
-            # Drawn before the requests for prices and balance, which may be slow.
+            # Drawn before the requests for prices and the balance, which may be slow.
             self._draw()
             await self._refresh_prices_and_balance()
         finally:
@@ -201,7 +201,7 @@ class TopApp(App[None]):
         self._draw()
 
     async def _owners(self) -> tuple[Mapping[str, Owner], str]:
-        """Return the owners, and why there are none if the journals cannot be read."""
+        """Return the owners. If the journals cannot be read, return the reason too."""
         try:
             return await self._client.owners(), ""
         except JournalError as error:
@@ -234,7 +234,7 @@ class TopApp(App[None]):
 
     @property
     def _table(self) -> DataTable[Text]:
-        # On the lowest screen, because a window may be open above it.
+        # On the bottom screen, because a window may be open above it.
         return cast("DataTable[Text]", self.screen_stack[0].query_one("#instances", DataTable))
 
     def _static(self, name: str) -> Static:

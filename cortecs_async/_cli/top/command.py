@@ -1,4 +1,4 @@
-"""`cortecs-async top`: the instances of the account, live on a full screen."""
+"""`cortecs-async top`: a live, full-screen view of the instances in the account."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def _top(interval: float) -> None:
         app = TopApp(client, interval=interval)
         ending = Ending(app)
         try:
-            # A cancellation ends it as `q` does, and restores the terminal.
+            # A cancellation ends it like `q` and restores the terminal.
             with ending.watched():
                 await app.run_async()
         finally:

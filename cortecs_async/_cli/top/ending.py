@@ -1,4 +1,4 @@
-"""The end of `cortecs-async top` if its terminal disappears, or if a signal does not end it."""
+"""End `cortecs-async top` if its terminal disappears or a signal does not end it."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ..runtime import termination_signals
 if TYPE_CHECKING:
     from .app import TopApp
 
-# 128 + SIGHUP, the signal of a terminal that disappears.
+# 128 + SIGHUP, the signal for a disappeared terminal.
 HUNG_UP = 129
 
 # Seconds between two checks.
 _INTERVAL = 0.5
 
-# Seconds after which the process exits immediately: normally, and if a stop or a deletion is in progress.
+# Seconds after which the process exits immediately: normally, and while a stop or a deletion is in progress.
 # A deletion is in the journal, so the reaper continues it.
 _LAST_RESORT, _LAST_RESORT_IF_PENDING = 2.0, 60.0
 
 
 class Ending:
-    """Ends the application if its terminal disappears, and the process if neither that nor a signal ends it.
+    """Ends the application if its terminal disappears, and the process if the application does not end.
 
     There is no SIGHUP if it is ignored (`nohup`) or if the terminal does not control this session. Then
-    textual reads the end of its input again and again. While textual waits for a terminal that accepts no
-    output, the event loop is blocked.
+    textual reads the end of its input again and again. While textual waits for a terminal that does not
+    accept output, the event loop is blocked.
 
     Attributes:
         is_terminal_gone: Whether the terminal has disappeared.
@@ -51,23 +51,23 @@ class Ending:
 
     @contextmanager
     def watched(self) -> Generator[None]:
-        """Watch the application in this block. The handlers of its signals must be set."""
+        """Watch the application in this block. Its signal handlers must already be set."""
         for number in termination_signals():
             self._remember(number)
         threading.Thread(target=self._watch, name="cortecs-top-ending", daemon=True).start()
         stderr = sys.__stderr__
         assert stderr is not None  # noqa: S101  (for the type checker)
-        # A thread of textual writes there. If it failed, all others would wait for it forever.
+        # A textual thread writes there. If it failed, all other threads would wait for it forever.
         setattr(sys, "__stderr__", best_effort(stderr))  # noqa: B010  (mypy rejects the assignment)
         try:
             yield
         finally:
-            self._is_armed = False  # what is in progress has its own time limits
+            self._is_armed = False  # actions in progress have their own time limits
             setattr(sys, "__stderr__", stderr)  # noqa: B010
             self._check_terminal()
 
     def finished(self) -> None:
-        """Leave little time for the rest: nothing is in progress anymore."""
+        """Leave little time for the rest, because no action is in progress any longer."""
         self._since = time.monotonic()
         self._is_armed = True
 

@@ -15,7 +15,7 @@ from textual.widgets import Button, Static
 # A screen with fewer lines gets a compact window.
 _COMPACT_BELOW = 20
 
-# The lines of a window besides the text that scrolls.
+# The lines of a window besides the scrolling text.
 _FRAME, _COMPACT_FRAME = 13, 7
 
 HELP = """\
@@ -38,9 +38,9 @@ of each started interval and worker."""
 
 
 class Confirmation(ModalScreen[bool]):
-    """Asks whether to stop or delete an instance. The result is the answer."""
+    """Asks whether to stop or delete an instance. The result is the user's answer."""
 
-    AUTO_FOCUS = "#no"  # so that pressing a key once too often does no harm
+    AUTO_FOCUS = "#no"  # so that one key press too many does no harm
     BINDINGS: ClassVar[list[BindingType]] = [
         ("y", "answer(True)", "Yes"),
         ("n,escape,q", "answer(False)", "No"),
@@ -59,7 +59,7 @@ class Confirmation(ModalScreen[bool]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="window"):
             yield Static(Text(f"{self._action.capitalize()} {self._instance_id}?", "bold"), id="question")
-            # Only this scrolls, so that the question and the buttons stay visible.
+            # Only this part scrolls, so that the question and the buttons stay visible.
             with VerticalScroll(id="scroll", can_focus=False):
                 if self._warning:
                     yield Static(Text(self._warning), id="warning")
@@ -86,7 +86,7 @@ class Confirmation(ModalScreen[bool]):
 
 
 class Help(ModalScreen[None]):
-    """Explains the keys, the owners, age and cost."""
+    """Explains the keys, the owners, the age, and the cost."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,q,question_mark,enter", "dismiss", "Close")]
 

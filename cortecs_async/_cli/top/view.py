@@ -26,7 +26,7 @@ _OWNER_MEANINGS = {
     UNMANAGED: "started without a lease or elsewhere; it runs until you stop it",
 }
 
-# The widest that the owner column may be, and how wide the screen must be for more than short words.
+# The maximum width of the owner column, and the screen width needed for the long form.
 _OWNER_WORDS, _WIDE_OWNERS = 48, 140
 
 # Left out on a narrow screen, in this order.
@@ -35,7 +35,7 @@ _OPTIONAL_COLUMNS = ("model", "age", "cost")
 
 @frozen(kw_only=True)
 class Snapshot:
-    """The data that the screen shows."""
+    """The data shown on the screen."""
 
     at: float | None = None  # Unix time of the last successful refresh
     instances: tuple[Instance, ...] = ()
@@ -43,7 +43,7 @@ class Snapshot:
     hardware: Mapping[str, HardwareType] = field(factory=dict)  # by id of the hardware type
     balance: Balance | None = None
     actions: Mapping[str, str] = field(factory=dict)  # such as "stopping", by instance id
-    problem: str = ""  # why the last refresh failed, or what is missing
+    problem: str = ""  # the reason why the last refresh failed, or the missing data
     is_stale: bool = False  # whether the last refresh failed
 
     def find(self, instance_id: str | None) -> Instance | None:
@@ -54,7 +54,7 @@ class Snapshot:
         return owner.kind if owner is not None else UNMANAGED
 
     def price_per_minute(self, instance: Instance) -> float | None:
-        """Return the list price of an instance for all workers, as it is billed; None if unknown."""
+        """Return the list price of an instance for all workers, as billed. None if unknown."""
         args = instance.instance_args
         hardware = self.hardware.get(args.hardware_type_id or "")
         if hardware is None:
@@ -74,7 +74,7 @@ class Column:
 
 
 def columns(width: int, snapshot: Snapshot) -> tuple[Column, ...]:
-    """Choose the columns that fit into a width, in characters. The details show the omitted columns."""
+    """Choose the columns that fit into a width in characters. The details show the omitted ones."""
     is_wide = width >= 110
     available = width - 2  # without the scroll bar
     ids = (each.instance_id for each in snapshot.instances)
@@ -99,7 +99,7 @@ def columns(width: int, snapshot: Snapshot) -> tuple[Column, ...]:
     spare = available - _total_width(chosen)
     widths = {each.key: each.width for each in chosen}
     if "model" in widths:
-        # The status is at least as wide as "pending 3/5", plus the width that the longest model names leave.
+        # The status is at least as wide as "pending 3/5", plus any width that the longest model names leave.
         shared = spare + widths["model"] + widths["status"]
         widths["status"] = _clamp(11, shared - 22, 30)
         widths["model"] = shared - widths["status"]
@@ -134,14 +134,14 @@ def cells(instance: Instance, snapshot: Snapshot, now: float, shown: Sequence[Co
 
 
 def make_cell(value: object, column: Column, style: str = "") -> Text:
-    # As Text, so that markup from the service, such as [red], has no effect. The table cuts off a long one.
+    # As Text, so that markup from the service, such as [red], has no effect. The table cuts off long text.
     text = "-" if value is None else one_line(value)
     justify: JustifyMethod = "right" if column.is_number else "left"
     return Text(text, style, justify=justify, overflow="ellipsis", no_wrap=True)
 
 
 def summary(snapshot: Snapshot, now: float, width: int) -> Text:
-    """Return the line above the table: running instances, price, balance and time of the refresh."""
+    """Return the line above the table: running instances, price, balance, and time of the refresh."""
     if snapshot.at is None:
         return Text("No data yet." if snapshot.problem else "Loading ...")
     running = sum(each.status.lower() == "running" for each in snapshot.instances)
@@ -199,7 +199,7 @@ def owner_text(instance: Instance, snapshot: Snapshot) -> str:
 
 
 def warning(action: str, instance: Instance, snapshot: Snapshot) -> str:
-    """Return a warning to show before an action; empty if the action disturbs no owner."""
+    """Return a warning to show before an action. Empty if the action does not disturb an owner."""
     if action == "delete" and has_ended(instance):
         return ""
     return {
@@ -211,12 +211,12 @@ def warning(action: str, instance: Instance, snapshot: Snapshot) -> str:
 
 
 def rate(instance: Instance, snapshot: Snapshot) -> float | None:
-    """Return the price per minute, for all workers; None if unknown. It is billed until it has ended."""
+    """Return the price per minute, for all workers. None if unknown. Billing continues until it has ended."""
     return 0.0 if has_ended(instance) else snapshot.price_per_minute(instance)
 
 
 def cost_so_far(instance: Instance, snapshot: Snapshot, now: float) -> float | None:
-    """Return the cost of all intervals begun, for all workers. None if the price or the times are unknown."""
+    """Return the cost for all workers, partial intervals in full. None if price or times are unknown."""
     price = snapshot.price_per_minute(instance)
     seconds = age_of(instance, snapshot, now)
     if price is None or seconds is None:
@@ -229,8 +229,9 @@ def cost_so_far(instance: Instance, snapshot: Snapshot, now: float) -> float | N
 def age_of(instance: Instance, snapshot: Snapshot, now: float) -> float | None:
     """Return the seconds from the start until now, or until it stopped. None if unknown."""
     status, owner = instance.instance_status, snapshot.owners.get(instance.instance_id)
-    # Billing begins with the request, which the owner knows; the service reports the later time of the
-    # initialization. An owner that only releases the instance is later than both, so the earliest counts.
+    # Billing begins with the request, whose time the owner knows. The service reports the later time of the
+    # initialization. An owner that only releases the instance started later than both, so the earliest time
+    # counts.
     starts = [owner.started_at] if owner is not None else []
     starts += [status.started_at.timestamp()] if status.started_at is not None else []
     if not starts or (status.stopped_at is None and has_ended(instance)):
@@ -240,7 +241,7 @@ def age_of(instance: Instance, snapshot: Snapshot, now: float) -> float | None:
 
 
 def format_age(seconds: float | None) -> str | None:
-    """Format a duration in few characters: `42s`, `12m`, `3h05m`, `2d04h`."""
+    """Format a duration compactly: `42s`, `12m`, `3h05m`, `2d04h`."""
     if seconds is None:
         return None
     minutes = int(seconds) // 60
@@ -272,8 +273,8 @@ def _price_per_hour(snapshot: Snapshot) -> str:
 
 
 def _status(instance: Instance, width: int) -> str:
-    """Return the status, and for a pending instance as much of its step as fits."""
-    # The step stays reported once an instance is running, but no longer matters.
+    """Return the status and, for a pending instance, as much of its step as fits."""
+    # The service keeps reporting the step of a running instance, but it no longer matters.
     step = (step_text(instance) or "") if instance.status.lower() == "pending" else ""
     text = f"{instance.status} {step}".rstrip()
     if len(text) <= width or width >= 18:

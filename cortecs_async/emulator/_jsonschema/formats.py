@@ -10,12 +10,12 @@ import attrs
 
 @attrs.frozen
 class Format:
-    """A string format: how to check a string, and how to write one."""
+    """A string format, with functions to check and to write a string."""
 
     pattern: str
-    """Good enough to check given strings, such as a default. Strings that are written match anyway."""
+    """Good enough to check existing strings, such as a default. Written strings match in any case."""
     write: Callable[[int], str]
-    """Writes a string for a number: a different one for each number below a few hundred."""
+    """Writes a string for a number. It is different for each number below a few hundred."""
 
     def matches(self, value: str) -> bool:
         return re.fullmatch(self.pattern, value, re.ASCII) is not None
@@ -34,7 +34,7 @@ _TIME: Final = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[
 _OCTET: Final = r"(25[0-5]|2[0-4]\d|1?\d?\d)"
 _HOST: Final = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
 
-# These names and addresses are reserved for examples: nothing that is sent there arrives.
+# These names and addresses are reserved for examples, so messages sent there never arrive.
 FORMATS: Final[Mapping[str, Format]] = {
     "date": Format(_DATE, _date),
     "date-time": Format(f"{_DATE}[Tt ]{_TIME}", lambda number: f"{_date(number)}T00:00:00Z"),

@@ -1,4 +1,4 @@
-"""Merge two JSON schemas into one. Both are flat: they have no references and no alternatives."""
+"""Merge two JSON schemas into one. Both are flat, with no references and no alternatives."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ class UnsatisfiableError(ValueError):
 
 
 def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema under which a value is valid if it is valid under both.
+    """Return a schema that accepts the values valid under both schemas.
 
     Raise UnsatisfiableError if that is easily seen to be impossible.
     """
@@ -26,7 +26,7 @@ def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _properties(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Schema]:
-    """Return the properties of the first schema, each merged with what the second says about it."""
+    """Return the properties of the first schema, each merged with its restrictions in the second."""
     others = other.get("properties", {})
     rest = other.get("additionalProperties", True)
     return {name: _both(schema, others.get(name, rest)) for name, schema in one.get("properties", {}).items()}
@@ -51,7 +51,7 @@ def _types(one: Any, other: Any) -> list[str]:
 
 
 def _enums(one: list[Any], other: list[Any]) -> list[Any]:
-    # A set: two enums of thousands of values would take seconds otherwise.
+    # A set, because two enums of thousands of values would otherwise take seconds.
     allowed = set(map(hashable, other))
     found = [value for value in one if hashable(value) in allowed]
     if not found:

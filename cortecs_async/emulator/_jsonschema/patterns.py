@@ -21,11 +21,11 @@ _MAX_EXTRA: Final = 64
 
 
 class UnsupportedPatternError(ValueError):
-    """The expression has something that is not supported, such as a backreference."""
+    """The expression uses an unsupported feature, such as a backreference."""
 
 
 def candidates(pattern: str, index: int) -> Iterator[str]:
-    """Yield strings that may match, shorter ones first.
+    """Yield strings that may match, shortest first.
 
     The pattern must compile. The index selects among the possible characters and alternatives.
     """
@@ -35,12 +35,12 @@ def candidates(pattern: str, index: int) -> Iterator[str]:
 
 @final
 class _Generator:
-    """Parses an expression, and returns a string for each part of it."""
+    """Parses an expression and returns a string for each of its parts."""
 
     def __init__(self, pattern: str, index: int, extra: int) -> None:
         self._pattern = pattern
         self._index = index
-        # How many more repetitions than the minimum each quantifier gets, up to its maximum.
+        # The number of repetitions beyond the minimum for each quantifier, up to its maximum.
         self._extra = extra
         self._position = 0
 
@@ -82,7 +82,7 @@ class _Generator:
         return low + self._extra if high is None else min(low + self._extra, high)
 
     def _atom(self) -> Sequence[str]:
-        """Return the options for one atom: characters, or the one string of a group."""
+        """Return the options for one atom: characters, or the single string of a group."""
         if self._take("("):
             return [self._group()]
         if self._take("["):

@@ -1,7 +1,7 @@
 """Read a JSON schema, and check whether a value is valid under it.
 
-It supports the keywords that structured output and tools use, and rejects a schema that needs others: to
-ignore those would give answers that look valid and are not.
+This module supports the keywords that structured output and tools use. It rejects schemas that need any
+others, because ignoring them would produce answers that look valid but are not.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from cortecs_async.emulator._messages import ApiError, as_integer
 
 Schema = Mapping[str, Any] | bool
 
-# Keywords that restrict values. Any other unknown keyword restricts nothing (`title`, `discriminator`, ...).
+# Keywords that restrict values. Other unknown keywords restrict no values (`title`, `discriminator`, ...).
 _UNSUPPORTED: Final = frozenset(
     {
         *("$anchor", "$dynamicRef", "$recursiveRef", "not", "if", "then", "else"),
@@ -85,7 +85,7 @@ _TYPES: Final[Mapping[str, Callable[[Any], bool]]] = {
     "null": lambda value: value is None,
 }
 
-# Whether the value of a keyword is well-formed.
+# The check that the value of a keyword is well-formed.
 _KEYWORDS: Final[Mapping[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("$ref", "format"), _is_string),
     **dict.fromkeys((*_COMBINING, "prefixItems"), _is_schemas),
@@ -105,7 +105,7 @@ _KEYWORDS: Final[Mapping[str, Callable[[Any], bool]]] = {
 
 
 class Document:
-    """A JSON schema that has been checked completely, with the targets of its references."""
+    """A fully checked JSON schema, with the targets of its references."""
 
     def __init__(self, root: Any) -> None:
         if not isinstance(root, dict):
@@ -128,7 +128,7 @@ class Document:
         self.recursive = frozenset(
             ref for ref in self._targets if ref in self._reachable(ref, same_value=False)
         )
-        """The references that lead back to themselves."""
+        """References that lead back to themselves."""
         self._heights = dict.fromkeys(self._targets, float("inf"))
         before = None
         while before != self._heights:
@@ -139,7 +139,7 @@ class Document:
         return self._targets[ref]
 
     def height(self, schema: Schema) -> float:
-        """Return how deeply references nest in the smallest valid value; infinity if there is none."""
+        """Return the nesting depth of references in the smallest valid value, or infinity."""
         if isinstance(schema, bool):
             return 0 if schema else float("inf")
         if "const" in schema or "enum" in schema:
@@ -166,7 +166,7 @@ class Document:
                 raise ApiError(400, f"The emulator does not support {keyword!r} in a JSON schema ({path}).")
             if keyword in _KEYWORDS and not _KEYWORDS[keyword](value):
                 raise ApiError(400, f"The JSON schema is malformed: {keyword!r} at {path}.")
-        # Formats of numbers, such as `int64`, restrict nothing here.
+        # Number formats, such as `int64`, have no effect here.
         known = schema.get("format", "date") in FORMATS
         if not known and "string" in schema.get("type", "string"):
             raise ApiError(
@@ -283,7 +283,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def hashable(value: Any) -> Hashable:
-    """Return a hashable value that is equal for the same JSON: for 1 and 1.0, but not for 1 and true."""
+    """Return a hashable value that is equal for identical JSON: for 1 and 1.0, but not for 1 and true."""
     if isinstance(value, dict):
         return "object", frozenset((name, hashable(each)) for name, each in value.items())
     if isinstance(value, list):
@@ -292,7 +292,7 @@ def hashable(value: Any) -> Hashable:
 
 
 def is_equal(one: Any, other: Any) -> bool:
-    """Return whether two values are the same JSON."""
+    """Return whether two values are identical as JSON."""
     return hashable(one) == hashable(other)
 
 
@@ -301,7 +301,7 @@ def _has_duplicates(values: Sequence[Any]) -> bool:
 
 
 def exact(value: float) -> Fraction:
-    """Return a number as it was written: 0.1 is one tenth."""
+    """Return a number exactly as written: 0.1 is one tenth."""
     return Fraction(str(value))
 
 

@@ -22,11 +22,11 @@ from cortecs_async.emulator._jsonschema.schema import (
 )
 from cortecs_async.emulator._messages import ApiError
 
-# No real answer of a model exceeds these limits; hostile schemas do.
+# No real model answer exceeds these limits, but hostile schemas do.
 _MAX_STEPS: Final = 5_000
 _MAX_STRING: Final = 100_000
 _MAX_DIFFERENT: Final = 500
-# How many values are tried where one must differ from others, or be a multiple.
+# The number of values to try if one must differ from others or be a multiple.
 _TRIES: Final = 200
 
 _COMBINING: Final = ("$ref", "allOf", "anyOf", "oneOf")
@@ -37,16 +37,16 @@ _TYPE_KEYWORDS: Final = {
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
 
-# The references that have been followed to reach a schema.
+# The references followed to reach a schema.
 _Refs = frozenset[str]
 
 
 def write_value(document: Document, text: str) -> Any:
     """Write a value that is valid under a schema.
 
-    Defaults and examples in the schema come first. The first string without restrictions is `text`; every
-    other one names its field. Optional properties are included, except those that refer to other types inside
-    a type that contains itself: such a type gets its shortest form.
+    Defaults and examples in the schema come first. The first string without restrictions is `text`, and every
+    other string names its field. Optional properties are included. The exception is a type that contains
+    itself: it gets its shortest form, without optional properties that refer to other types.
 
     Raises:
         ApiError: 400 if no valid value is found.
@@ -64,7 +64,7 @@ class _Writer:
         self._document = document
         self._text: str | None = text or None
         self._steps = 0
-        # Selects among the possible values, so that the items of an array differ.
+        # Selects one of the possible values, so that the items of an array differ.
         self._index = 0
 
     def write(self, schema: Schema, name: str, refs: _Refs) -> Any:
@@ -89,7 +89,7 @@ class _Writer:
             raise ApiError(400, TOO_COMPLEX)
 
     def _suggestions(self, schema: Schema) -> Iterator[Any]:
-        """Yield the default and the examples of a schema that are valid."""
+        """Yield a schema's valid default and examples."""
         if not isinstance(schema, bool) and not self._index:
             suggestions = [schema["default"]] if "default" in schema else []
             for value in (*suggestions, *schema.get("examples", ())):
@@ -112,7 +112,7 @@ class _Writer:
         groups: list[Sequence[Schema]] = [[part] for part in schema.get("allOf", ())]
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
-                # Alternatives are tried in their order, but inside a recursive type the shortest comes first.
+                # Alternatives are tried in order, but inside a recursive type the shortest comes first.
                 recursive = self._is_recursive(refs)
                 groups.append(
                     sorted(schema[keyword], key=self._document.height) if recursive else schema[keyword]
@@ -120,7 +120,7 @@ class _Writer:
         ref = schema.get("$ref")
         if ref is None:
             yield from self._merged(own, refs, refs, groups)
-        # A type inside itself is never needed: a valid inner value would have been valid for the outer one.
+        # A type inside itself is never needed, because a valid inner value would be valid for the outer one.
         elif ref not in refs:
             groups.insert(0, [self._document.target(ref)])
             yield from self._merged(own, refs | {ref}, refs | {ref}, groups)
@@ -245,7 +245,7 @@ class _Writer:
         if len(text) < least:
             text = (f"{text} " * (least // len(text) + 1))[:least]
         if len(text) > most:
-            # Keep the suffix, by which the strings of an array differ.
+            # Keep the suffix, which makes the strings of an array differ.
             text = text[: max(0, int(most) - len(suffix))] + suffix
             text = text[len(text) - int(most) :]
         return text
@@ -269,7 +269,7 @@ class _Writer:
 
 
 def _numbers(flat: Mapping[str, Any], *, whole: bool) -> Iterator[float]:
-    """Yield valid numbers: from 1, or the nearest to it, upwards, then downwards, then in between."""
+    """Yield valid numbers: upward from 1 or the nearest to it, then downward, then in between."""
     lowest = [exact(flat[word]) for word in ("minimum", "exclusiveMinimum") if word in flat]
     highest = [exact(flat[word]) for word in ("maximum", "exclusiveMaximum") if word in flat]
     step = exact(flat.get("multipleOf", 1))
@@ -294,7 +294,7 @@ def _numbers(flat: Mapping[str, Any], *, whole: bool) -> Iterator[float]:
             number = float(value)
         except OverflowError:
             continue
-        # Many JSON parsers read every number as a float, which changes an integer that no float can hold.
+        # Many JSON parsers read every number as a float, which changes integers that no float can represent.
         if value.denominator == 1 and number != value:
             continue
         if is_valid_number(exact(number), flat):
