@@ -31,7 +31,7 @@ def check_inference_key() -> None:
     Only a running instance can show whether the key is valid.
 
     Raises:
-        ConfigurationError: If there is no key, or it is obviously invalid.
+        ConfigurationError: If there is no key, or it is clearly invalid.
     """
     sources, _ = resolve_sources(client_id=None, client_secret=None, provider=None, profile=None)
     if problem := sources.inference_key_problem():

@@ -71,7 +71,7 @@ class StartSearch:
         Args:
             start: The start.
             to_release: Adopt the instance once it has been listed for a few seconds, because it is released
-                anyway, and continue after any error. Otherwise, wait until the time is up.
+                anyway, and continue after any error. Otherwise, wait until the deadline.
 
         Raises:
             AmbiguousStartError: if it is unclear which instance the start created.

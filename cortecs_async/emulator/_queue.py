@@ -35,7 +35,7 @@ class InferenceQueue:
     def reserve(self, now: float) -> Slot:
         """Reserve the next slot.
 
-        A released slot goes to the next caller, who thereby overtakes any waiting callers, because their
+        A released slot goes to the next caller, ahead of any waiting callers, because their
         times are fixed.
         """
         while self._reserved and self._reserved[0].ends <= now:
