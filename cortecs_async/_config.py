@@ -335,9 +335,9 @@ def _url_problem(url: str, *, allow_insecure_http: bool) -> str | None:
     if "@" in url:
         # Anywhere in the URL: without a scheme, the parser does not find the user name in
         # `user:password@host`.
-        return "api_base_url must not have a user name or password"
+        return "api_base_url cannot contain a user name or password"
     if "?" in url or "#" in url:
-        return "api_base_url must not have a query or fragment"
+        return "api_base_url cannot contain a query or fragment"
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         return f"api_base_url must be an absolute http(s) URL, such as {DEFAULT_API_BASE_URL}, not {url!r}"
     if parts.scheme == "http" and not is_loopback_host(parts.hostname) and not allow_insecure_http:
@@ -380,7 +380,7 @@ def _header_problem(name: Any, value: Any) -> str | None:
     if not _HEADER_NAME.fullmatch(name):
         return f": {name!r} is not a valid header name"
     if name.lower() in _OWN_HEADERS:
-        return f" must not set {name}, because the client sets it"
+        return f" cannot set {name}, because the client sets it"
     value = value.strip()
     if has_line_break(value):
         return f": the value of {name!r} contains a line break"

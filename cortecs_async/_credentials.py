@@ -174,10 +174,10 @@ class Sources:
         if has_line_break(key):
             return f"{what} contains a line break."
         if not (key.isascii() and key.isprintable()):
-            return f"{what} has characters that an HTTP header cannot contain."
+            return f"{what} contains characters that are not allowed in an HTTP header."
         if any(character in key for character in " \"'"):
             # From a file in which the quotes were kept, or a whole header.
-            return f"{what} contains a space or a quotation mark. Set it to only the key."
+            return f"{what} contains a space or a quotation mark. Set it to the key only."
         if _PLACEHOLDER.fullmatch(key):
             return f"{what} is a placeholder. Set it to your inference API key from cortecs.ai."
         for name, credential in self._credentials():
@@ -269,7 +269,7 @@ def resolve_sources(
             file is needed but cannot be used.
     """
     if profile is not None and not (isinstance(profile, str) and profile.strip()):
-        raise ConfigurationError(f"profile must be the name of a profile, not {profile!r}")
+        raise ConfigurationError(f"profile must be a profile name, not {profile!r}")
     is_given = bool(client_id or client_secret)
     if provider is not None and (is_given or profile):
         other = "client_id and client_secret" if is_given else "profile"
@@ -278,7 +278,7 @@ def resolve_sources(
         raise ConfigurationError("Pass either profile or client_id and client_secret, not both.")
     if provider is not None:
         if not callable(provider):
-            raise ConfigurationError("credential_provider must be an async function without arguments")
+            raise ConfigurationError("credential_provider must be an async function that takes no arguments")
         return Sources(origin="credential_provider"), provider
     variables = {name: Secret(_variable(name)) for name in (_ID, _SECRET)}
     found = None
@@ -315,7 +315,7 @@ async def _provide(sources: Sources) -> Credentials:
     if sources.is_anonymous:
         raise ConfigurationError(
             "This request needs credentials, but the client was created with anonymous=True. "
-            "Create one without it."
+            "Create a client without it."
         )
     sources.check()
     credentials, profile = sources.credentials, sources.profile

@@ -148,8 +148,8 @@ class Environment:
             return None
         if self.cafile is None and not any(map(_has_certificates, (self.capath or "").split(os.pathsep))):
             raise ConfigurationError(
-                f"SSL_CERT_DIR is {self.capath!r}, where no certificates are found. Unset it, or set it to a "
-                "directory that `openssl rehash` has prepared."
+                f"SSL_CERT_DIR is {self.capath!r}, but no certificates were found there. Unset it, or set it "
+                "to a directory prepared by `openssl rehash`."
             )
         try:
             _check_regular(self.cafile)
@@ -213,8 +213,8 @@ def _proxy_problem(proxy: Proxy) -> str | None:
     """Return the reason a proxy cannot be used, without its URL, which may contain a password."""
     if proxy.scheme not in _SCHEMES:
         return (
-            f"{proxy.variable} has the scheme {proxy.scheme!r}. The URL of a proxy begins with http://, "
-            "https://, socks5:// or socks5h://."
+            f"{proxy.variable} has the scheme {proxy.scheme!r}. A proxy URL must begin with http://, "
+            "https://, socks5://, or socks5h://."
         )
     parts = split_url(proxy.url.reveal())
     if parts is None or not parts.hostname or parts.port == 0:

@@ -308,7 +308,9 @@ class BadRequestError(APIStatusError):
             print(error)
     """
 
-    hint = "Check the model id, hardware type and instance id, and that the instance's status allows this."
+    hint = (
+        "Check the model id, hardware type, and instance id, and whether the instance's status allows this."
+    )
 
 
 class AuthenticationError(APIStatusError):

@@ -19,19 +19,23 @@ Hints = Mapping[str, str]
 """The replacement for each group of names, which are separated by spaces."""
 
 _LEASE = "async with client.instance(...) as inst:"
-_END = "leave the block: it stops and deletes what client.instance(...) started (client.attach(...) does not)"
+_END = (
+    "leave the block: this stops and deletes an instance started by client.instance(...), but not one from "
+    "client.attach(...)"
+)
 _INFERENCE = "inst.openai(), inside the block of an instance, returns a client for inference"
 
 # Attributes, by class.
 _ATTRIBUTES: Mapping[str, Hints] = {
     "AsyncCortecs": {
         "start create create_instance start_instance rent lease launch run deploy provision": (
-            f"use `{_LEASE}`, or client.instances.start(...), which you must stop and delete yourself"
+            f"use `{_LEASE}`, or client.instances.start(...), whose instance you must stop and delete "
+            "yourself"
         ),
         "ensure ensure_instance": "use client.instances.ensure(...), or client.instance(..., reuse=True)",
         "stop stop_instance terminate delete delete_instance shutdown": (
-            "use client.release(instance_id), which stops and deletes; "
-            "or client.instances.stop and client.instances.delete"
+            "use client.release(instance_id), which stops and deletes the instance, or "
+            "client.instances.stop and client.instances.delete"
         ),
         "restart": "use client.instances.restart(instance_id)",
         "stop_all delete_all": "use client.instances.stop_all() or client.instances.delete_all()",
@@ -47,7 +51,7 @@ _ATTRIBUTES: Mapping[str, Hints] = {
         "close": "use `async with AsyncCortecs() as client:`, or `await client.aclose()`",
         "chat completions embeddings responses openai": _INFERENCE,
         "map": f"use inst.map(...) inside `{_LEASE}`",
-        "token": "you need no token: the client renews it",
+        "token": "you do not need a token: the client gets and renews it",
     },
     "InstanceLease": {
         "id": "use inst.instance_id",
@@ -79,12 +83,16 @@ _ATTRIBUTES: Mapping[str, Hints] = {
         "num_workers": "use instance.instance_args.num_workers",
         "state": "use instance.status",
         "started_at stopped_at": "use instance.instance_status",
-        "stop delete terminate": "use client.release(instance.instance_id), which stops and deletes",
-        "openai map openai_kwargs": f"use `{_LEASE}`, or client.attach(instance_id) in its place",
+        "stop delete terminate": (
+            "use client.release(instance.instance_id), which stops and deletes the instance"
+        ),
+        "openai map openai_kwargs": f"use `{_LEASE}`, or client.attach(instance_id) instead",
     },
     "Instances": {
         "create create_instance start_instance launch": f"use `{_LEASE}`, or client.instances.start(...)",
-        "terminate destroy remove shutdown": "use client.release(instance_id), which stops and deletes",
+        "terminate destroy remove shutdown": (
+            "use client.release(instance_id), which stops and deletes the instance"
+        ),
         "retrieve describe": "use client.instances.get(instance_id)",
         "all": "use client.instances.list()",
         "wait wait_for": "use client.instances.wait_until_running(instance_id)",
@@ -117,8 +125,8 @@ _ATTRIBUTES: Mapping[str, Hints] = {
 # Common misuses of a class, and what to do instead.
 _MISUSES: Mapping[str, Hints] = {
     "AsyncCortecs": {"with": "use `async with AsyncCortecs() as client:`"},
-    "InstanceLease": {"with await async-for": f"use `{_LEASE}` (likewise with client.attach)"},
-    "Calls": {"with async-with": "use its methods directly, and close only the client"},
+    "InstanceLease": {"with await async-for": f"use `{_LEASE}` (the same applies to client.attach)"},
+    "Calls": {"with async-with": "use its methods directly and close only the client"},
     "Instances": {"call": "use client.instances.list()"},
     "Models": {"call": "use client.models.list()"},
     "HardwareTypes": {"call": "use client.hardware_types.list()"},
@@ -128,7 +136,7 @@ _MISUSES: Mapping[str, Hints] = {
         "await": "use `await inst.map(...).to_list()`, or `async for result in inst.map(...):`",
         "for with": "use `async for result in inst.map(...):`, or `await inst.map(...).to_list()`",
     },
-    "FanOut": {"await with for": "use `async with fan_out(...) as outcomes:`, and `async for` in it"},
+    "FanOut": {"await with for": "use `async with fan_out(...) as outcomes:`, and `async for` inside it"},
     "cancel_on_sigterm": {"with await": "use `async with cancel_on_sigterm():`"},
     "BackgroundInstance": {"with await": "use `async with BackgroundInstance(...) as instance:`"},
     "SharedInstance": {"with await": "use `async with SharedInstance(...) as instance:`"},
@@ -157,7 +165,7 @@ START_ARGUMENTS: Hints = {
     "workers replicas num_replicas num_gpus": "use num_workers",
     "max_model_len max_context_length context_window context ctx": "use context_length",
     "billing": "use billing_interval",
-    "keep keep_alive delete": "use on_exit='keep', 'stop' or 'delete'",
+    "keep keep_alive delete": "use on_exit='keep', 'stop', or 'delete'",
     "poll poll_interval": "use AsyncCortecs(poll_policy=...)",
     "api_key": "use inst.openai(api_key=...)",
 }

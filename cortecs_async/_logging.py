@@ -62,7 +62,7 @@ class Event(enum.Enum):
     LEASE_UNAWAITED = (
         "lease.unawaited",
         WARNING,
-        "Releasing %(name)s in the background: its block could not be left normally",
+        "Releasing %(name)s in the background: its block did not end normally",
         "instance_id model",
     )
     LEASE_LOST = "lease.lost", WARNING, "%(reason)s", "instance_id"
@@ -105,8 +105,8 @@ class Event(enum.Enum):
         "lease.tag_not_returned",
         WARNING,
         (
-            "The service does not return the context length that was sent for instance %(instance_id)s. "
-            "The client stops tagging its starts."
+            "The service returned a context length different from the one sent for instance "
+            "%(instance_id)s. The client no longer tags its starts."
         ),
         "instance_id model",
     )
@@ -133,7 +133,7 @@ class Event(enum.Enum):
     BACKGROUND_FAILED = (
         "background.failed",
         ERROR,
-        "Work in the background failed: %(work)s. Blocks continue, and instances are still released.",
+        "Background work failed: %(work)s. Blocks continue, and instances are still released.",
         "work",
     )
 
@@ -176,7 +176,7 @@ class Event(enum.Enum):
     HTTP_ENVIRONMENT_IGNORED = (
         "http.environment_ignored",
         WARNING,
-        "Ignoring an entry of %(variable)s that cannot be used: %(entry)r",
+        "Ignoring an unusable entry in %(variable)s: %(entry)r",
         "variable entry",
     )
 

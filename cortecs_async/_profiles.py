@@ -90,7 +90,7 @@ class Profile:
         what, again = name.replace("_", " "), f"log in again: `cortecs-async login --profile {self.name}`"
         if (keyring := working_keyring()) is None:
             raise ConfigurationError(
-                f'The {what} of profile "{self.name}" is in the system keyring, but the package keyring is '
+                f'The {what} of profile "{self.name}" is in the system keyring, but the keyring package is '
                 f"not installed or has no backend. Run: {install_command('keyring')}, or {again}."
             )
         found, problem = read_entry(keyring, self.entry(name))
@@ -193,7 +193,7 @@ def _parse(path: Path, text: Hidden[str]) -> dict[str, Any]:
         # Without the text of the file, which newer versions of Python keep in the error.
         problem, line = str(error), re.search(r"\(at line (\d+)", str(error))
     where = f"{path}, line {line[1]}" if line else f"{path}"
-    raise ConfigurationError(f"{where}: {problem.partition(' (at ')[0]}. Fix the file, or delete it.")
+    raise ConfigurationError(f"{where}: {problem.partition(' (at ')[0]}. Fix the file or delete it.")
 
 
 def _profiles_of(path: Path, text: Hidden[str]) -> dict[str, Profile]:

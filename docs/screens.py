@@ -140,7 +140,7 @@ def draw_batch(folder: Path, env: dict[str, str]) -> None:
         (*files, "-m", MODEL, "--hardware", HARDWARE, "--instances", "2"),
         env=env,
         size=(96, 12),
-        until=lambda text: re.search(r" · 4. %", text),
+        until=lambda text: re.search(r" · 4.%", text),
     )
     title = "cortecs-async batch prompts.jsonl -o answers.jsonl -m ... --instances 2"
     draw(screen, title, FOLDER / "batch.svg")

@@ -61,7 +61,7 @@ class TestProxies:
     @pytest.mark.parametrize(
         ("value", "problem"),
         [
-            ("gopher://user:passw0rd@proxy.test", "has the scheme 'gopher'.* begins with http://"),
+            ("gopher://user:passw0rd@proxy.test", "has the scheme 'gopher'.* must begin with http://"),
             ("socks://proxy.test", "has the scheme 'socks'"),
             ("http://[::1", "is not a valid URL"),
             ("http://user:passw0rd@proxy.test:port", "is not a valid URL"),
@@ -208,9 +208,9 @@ class TestCertificates:
             ("SSL_CERT_FILE", "stale.pem", "No such file or directory"),
             ("SSL_CERT_FILE", "empty.pem", "contains no certificate"),
             ("SSL_CERT_FILE", "folder", "cannot be used"),
-            ("SSL_CERT_DIR", "stale", "no certificates are found.*openssl rehash"),
-            ("SSL_CERT_DIR", "folder", "no certificates are found.*openssl rehash"),
-            ("SSL_CERT_DIR", "ca.pem", "no certificates are found.*openssl rehash"),
+            ("SSL_CERT_DIR", "stale", "no certificates were found.*openssl rehash"),
+            ("SSL_CERT_DIR", "folder", "no certificates were found.*openssl rehash"),
+            ("SSL_CERT_DIR", "ca.pem", "no certificates were found.*openssl rehash"),
         ],
     )
     def test_that_cannot_be_used_are_named(

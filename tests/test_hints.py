@@ -67,9 +67,9 @@ ATTRIBUTES: list[tuple[Callable[[Any], Any], str]] = [
     (lambda client: lease(client).endpoint, "use inst.base_url"),
     (lambda client: lease(client).api_base, "use inst.base_url"),
     (lambda client: lease(client).status, "use inst.instance.status"),
-    (lambda client: lease(client).stop(), "leave the block: it stops and deletes"),
-    (lambda client: lease(client).delete(), "leave the block: it stops and deletes"),
-    (lambda client: lease(client).close(), "leave the block: it stops and deletes"),
+    (lambda client: lease(client).stop(), "leave the block: this stops and deletes"),
+    (lambda client: lease(client).delete(), "leave the block: this stops and deletes"),
+    (lambda client: lease(client).close(), "leave the block: this stops and deletes"),
     (lambda client: lease(client).chat.completions, "use inst.openai()"),
     (lambda _: INSTANCE.id, "use instance.instance_id"),  # type: ignore[attr-defined]
     (lambda _: INSTANCE.openai(), "client.attach(instance_id)"),  # type: ignore[attr-defined]

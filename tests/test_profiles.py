@@ -111,7 +111,7 @@ class TestPrecedence:
 
     @pytest.mark.parametrize("profile", ["", " ", 5])
     def test_profile_is_a_name(self, profile: Any) -> None:
-        with pytest.raises(ConfigurationError, match="must be the name of a profile"):
+        with pytest.raises(ConfigurationError, match="must be a profile name"):
             AsyncCortecs(profile=profile)
 
     def test_unknown_profile_suggests_a_near_one(self, file: Path) -> None:
@@ -139,7 +139,7 @@ class TestPrecedence:
         async with AsyncCortecs(anonymous=True, guard="off", journal="off") as client:
             findings = {each.name: each for each in await client.diagnose()}
             assert findings["credentials"].ok
-            assert findings["credentials"].detail == "none, by anonymous=True"
+            assert findings["credentials"].detail == "none (anonymous=True)"
             assert findings["token"].ok
             with pytest.raises(ConfigurationError, match="anonymous=True"):
                 await client.instances.list()

@@ -88,8 +88,8 @@ class LoopBinding:
         # Atomic, because two threads may use the client for the first time simultaneously.
         if self._bound.setdefault("loop", loop) is not loop:
             raise ConfigurationError(
-                "This AsyncCortecs belongs to another event loop. Create a client in each `asyncio.run`, in "
-                "each thread, and in each process after a fork."
+                "This AsyncCortecs belongs to a different event loop. Create a separate client in each "
+                "`asyncio.run`, each thread, and each process after a fork."
             )
 
 

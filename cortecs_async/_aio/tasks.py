@@ -339,7 +339,7 @@ async def _on_trio(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bo
                     Event.LEASE_INTERRUPTED,
                     consequence="the release continues; interrupt again to exit now"
                     if restart_if_cancelled
-                    else "a step that must not be left half done is finished first",
+                    else "a step that cannot be interrupted is finished first",
                 )
                 result.interruption = interrupt
     return result

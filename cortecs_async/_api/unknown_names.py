@@ -65,7 +65,8 @@ def wrong_hardware_message(model: str, hardware: str, usable: Iterable[str]) -> 
 def too_long_message(context_length: int, model: str, longest: int, hardware: str) -> str:
     """Return the sentence for a context length that is too long for a model on a hardware type."""
     return (
-        f"context_length {context_length} is too long: {model} takes at most {longest} tokens on {hardware}."
+        f"context_length {context_length} is too long: {model} supports at most {longest} tokens on "
+        f"{hardware}."
     )
 
 

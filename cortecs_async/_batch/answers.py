@@ -76,7 +76,7 @@ def parse_answer(path: str, number: int, raw: bytes) -> ParsedAnswer:
         raise foreign_output_error(str(error), path, number) from None
     custom_id, request_id, response = data.get("custom_id"), data.get("id"), data.get("response")
     if not isinstance(custom_id, str) or not isinstance(request_id, str) or "response" not in data:
-        raise foreign_output_error("id, custom_id and response are required", path, number)
+        raise foreign_output_error("id, custom_id, and response are required", path, number)
     succeeded = not data.get("error") and isinstance(response, dict) and _is_success(response)
     return ParsedAnswer(digest_custom_id(custom_id), request_id, succeeded)
 
@@ -89,7 +89,7 @@ def _is_success(response: Mapping[str, Any]) -> bool:
 
 
 def foreign_output_error(problem: str, path: str, number: int) -> BatchFileError:
-    message = f"not a line of a batch output: {problem}. Choose another output file."
+    message = f"not a line of batch output: {problem}. Choose another output file."
     return BatchFileError(message, path=path, line=number)
 
 

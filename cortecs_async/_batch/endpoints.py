@@ -137,7 +137,7 @@ def find_problem(data: Mapping[str, Any], endpoints: Sequence[Endpoint] = _ALL) 
     else:
         return f"the answer has no {' or '.join(dict.fromkeys(each.answer_key for each in endpoints))}"
     if endpoint.answer_key == "output" and data.get("status") in _UNANSWERED:
-        return f"the answer has the status {data['status']}"
+        return f"the answer has status {data['status']}"
     content_keys = {
         key for each in endpoints if each.answer_key == endpoint.answer_key for key in each.content_keys
     }

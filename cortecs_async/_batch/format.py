@@ -261,7 +261,7 @@ def _read_fields(number: int, data: dict[str, Any]) -> tuple[str, str, dict[str,
         names = f"{', '.join(missing[:-1])} and {missing[-1]} are" if missing[1:] else f"{missing[0]} is"
         if is_batch_format:
             raise LineError(f"{names} missing")
-        raise LineError(f"{_misspelled(data)}a line needs prompt or messages, or custom_id, url and body")
+        raise LineError(f"{_misspelled(data)}a line needs prompt or messages, or custom_id, url, and body")
     custom_id, url, body = data["custom_id"], data["url"], data["body"]
     _check_custom_id(custom_id)
     if data.get("method", "POST") != "POST":
@@ -327,7 +327,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise LineError("the JSON is nested too deeply, or a number in it is too long") from None
     if end != len(text):
-        raise LineError(f"not valid JSON: more text at column {end + 1}")
+        raise LineError(f"not valid JSON: extra text at column {end + 1}")
     if not isinstance(data, dict):
         hint = ". Write one object per line, without [ ] around them." if isinstance(data, list) else ""
         raise LineError(f"not a JSON object{hint}")

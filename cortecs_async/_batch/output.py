@@ -317,7 +317,7 @@ def check_name(path: Path) -> None:
     if path.suffix in COMPRESSED_SUFFIXES:
         raise BatchFileError(
             "the output cannot be compressed, because answers are appended one by one. Choose a name without "
-            f"{path.suffix}, and compress the file afterwards.",
+            f"{path.suffix} and compress the file afterward.",
             path=str(path),
         )
 

@@ -150,7 +150,7 @@ class BatchOptions:
             if self.concurrency * self.instances > _max_connections():
                 raise InvalidArgumentError(
                     f"concurrency={self.concurrency} with instances={self.instances} needs more file "
-                    f"descriptors than the {_max_connections() + _RESERVED_DESCRIPTORS} of this process. "
+                    f"descriptors than this process allows ({_max_connections() + _RESERVED_DESCRIPTORS}). "
                     "Lower it, or raise the limit with `ulimit -n`."
                 )
         if self.on_progress is not None and not callable(self.on_progress):
@@ -381,10 +381,11 @@ def _check_conflicts(options: BatchOptions, comparison: Comparison) -> None:
 def _describe_foreign(source: str, line: int | None) -> str:
     if line is None:
         return (
-            f"no request in {source} has this custom_id, so this is the output of another input. "
-            "Choose another output file."
+            f"no request in {source} has this custom_id, so this is the output of a different "
+            "input. Choose another output file."
         )
     return (
-        f"line {line} of {source} has the same custom_id, but another request. If you changed the prompt, "
-        "the model, or an option such as the system prompt, undo that, or choose another output file."
+        f"line {line} of {source} has the same custom_id but a different request. If you changed the "
+        "prompt, the model, or an option such as the system prompt, undo the change or choose another "
+        "output file."
     )

@@ -294,5 +294,5 @@ def _import_zstd(name: str) -> Any:
         )
     except ImportError:
         raise ConfigurationError(
-            f"Reading {name} requires the extra zstd: {install_command('zstd')}"
+            f"Reading {name} requires the zstd extra: {install_command('zstd')}"
         ) from None

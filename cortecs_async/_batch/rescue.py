@@ -40,7 +40,7 @@ class Rescue:
 
     def __init__(self, path: Path, change: str, *, source: int, end: int, lines: int, data: bytes) -> None:
         problem = f"Another program {change} {path} while the batch was running"
-        with write_errors(f"{problem}, and the answers could not be saved", "Free some disk space.", path):
+        with write_errors(f"{problem}, and the answers could not be saved", "Free up some disk space.", path):
             try:
                 saved = self._save(path, path.parent, source, end, data)
             except OSError:
@@ -56,7 +56,7 @@ class Rescue:
         else:
             message = (
                 f"{problem}. {saved:,} of {total:,} answers are saved in {self.path}. To continue, move this "
-                f"file to {path}, and run the same batch again."
+                f"file to {path} and run the same batch again."
             )
         self.error = BatchWriteError(message, path=str(path if self.is_empty else self.path))
 

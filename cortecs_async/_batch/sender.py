@@ -85,7 +85,7 @@ def choose_transport(
     The caller's own `http_client` is respected, because it may be needed for its proxies or certificates.
     """
     if transport not in get_args(BatchTransport):
-        raise InvalidArgumentError(f"transport must be 'auto', 'aiohttp' or 'httpx', not {transport!r}")
+        raise InvalidArgumentError(f"transport must be 'auto', 'aiohttp', or 'httpx', not {transport!r}")
     if transport == "httpx" or (transport == "auto" and (http_client is not None or in_trio())):
         return "httpx"
     if in_trio():
@@ -96,7 +96,7 @@ def choose_transport(
         if transport == "auto":
             return "httpx"
         raise ConfigurationError(
-            f"transport='aiohttp' requires the extra aiohttp: {install_command('aiohttp')}"
+            f"transport='aiohttp' requires the aiohttp extra: {install_command('aiohttp')}"
         ) from None
     return "aiohttp"
 
@@ -304,11 +304,13 @@ class _AiohttpSender(Sender):
         try:
             connection = await self._connector.connect(request, [], self._connect_timeout)
         except TimeoutError:
-            raise self._aiohttp.ConnectionTimeoutError(f"no connection in {_CONNECT_TIMEOUT:g} s") from None
+            raise self._aiohttp.ConnectionTimeoutError(
+                f"no connection within {_CONNECT_TIMEOUT:g} s"
+            ) from None
         # Not with TLS, whose own messages after the handshake are readable too.
         if connection.transport.get_extra_info("ssl_object") is None and _has_unread(connection):
             connection.close()
-            raise self._aiohttp.ClientConnectionError("the server sent something before a request")
+            raise self._aiohttp.ClientConnectionError("the server sent data before a request")
         return connection
 
     async def aclose(self) -> None:

@@ -130,7 +130,7 @@ def _dash_path(name: str) -> Path:
         return STANDARD_INPUT
     raise BatchFileError(
         "the answers cannot go to standard output, because an interrupted batch continues from its output. "
-        "Pass the path of a file.",
+        "Pass a file path.",
         path="-",
     )
 

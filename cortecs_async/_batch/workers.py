@@ -277,7 +277,11 @@ class WorkerPool:
                         break
                     if not self.running:
                         seconds = health.rejected_seconds(now)
-                        self._stop(self._endpoint_error(f"answers only test requests (for {seconds:.0f} s)"))
+                        self._stop(
+                            self._endpoint_error(
+                                f"answers test requests, but rejects all others (for {seconds:.0f} s)"
+                            )
+                        )
                         break
                 else:
                     self._attempts.record_failed_probe()
@@ -322,9 +326,9 @@ class WorkerPool:
         origin = f" from {self.key_origin}" if self.key_origin else ""
         problems = {
             FailureReason.KEY_REJECTED: f"rejects the API key{origin}",
-            FailureReason.RATE_LIMITED: "accepts no requests",
+            FailureReason.RATE_LIMITED: "does not accept requests",
         }
-        problem = problems.get(failed.reason, "does not answer")
+        problem = problems.get(failed.reason, "does not respond")
         self._stop(self._endpoint_error(f"{problem} (for {seconds:.0f} s): {failed.detail}"))
 
     def _endpoint_error(self, problem: str) -> EndpointError:

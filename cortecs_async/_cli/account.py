@@ -55,9 +55,9 @@ class _Catalog:
 def models(names: tuple[str, ...], as_json: bool) -> None:
     """List the models that you can start, or the hardware that a model runs on.
 
-    Needs no credentials. Prices are per worker on the cheapest hardware. Hardware that is not available now
-    is marked. With MODEL, each line is a hardware type with its longest context; the
-    recommended one, which a start without HARDWARE gets, has an asterisk.
+    No credentials are needed. Prices are per worker on the cheapest hardware. Hardware that is currently
+    unavailable is marked. With MODEL, each line shows a hardware type and its maximum context
+    length. An asterisk marks the recommended type, which is used if you leave out HARDWARE.
     """
     if names:
         _print_models(names, as_json=as_json)
@@ -80,8 +80,8 @@ def models(names: tuple[str, ...], as_json: bool) -> None:
 def hardware(available: bool, as_json: bool) -> None:
     """List the hardware types, their prices, and whether they are available now.
 
-    Needs no credentials. The service does not document its fields of prices and hardware. Only those with
-    clear names are read; --json shows all fields as the service sends them.
+    No credentials are needed. The service does not document its price and hardware fields. Only fields
+    with clear names are shown; --json prints all fields as the service sends them.
     """
     catalog = call_api(_read_catalog, anonymous=True)
     found = [
@@ -104,7 +104,7 @@ def hardware(available: bool, as_json: bool) -> None:
 @cli_command(examples=("cortecs-async balance", "cortecs-async balance --json"))
 @json_option()
 def balance(as_json: bool) -> None:
-    """Show the balance of the account."""
+    """Show the account balance."""
     found = call_api(lambda client: client.user.balance())
     if as_json:
         print_json(found)

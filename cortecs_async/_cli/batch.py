@@ -82,7 +82,7 @@ def _parse_concurrency(value: str) -> int | str:
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Write the answers to this file."
 )
 @click.option("--text", is_flag=True, help="Read INPUT as plain text, one prompt per line.")
-@click.option("--system", help="Use this system prompt for requests that have none.")
+@click.option("--system", help="Use this system prompt for requests without one.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
@@ -91,7 +91,7 @@ def _parse_concurrency(value: str) -> int | str:
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
-    help="Use this temperature for requests that set none.",
+    help="Use this temperature for requests that do not set one.",
 )
 @click.option("-m", "--model", "model_id", required=True, help="Use this model: org/name or org--name.")
 @click.option(
@@ -110,7 +110,7 @@ def _parse_concurrency(value: str) -> int | str:
     help="Send this many requests in parallel to each instance; auto finds the best number.",
 )
 @click.option(
-    "--max-cost", type=amount, help="Limit the cost of all instances together, in the account's currency."
+    "--max-cost", type=amount, help="Limit the total cost of all instances, in the account's currency."
 )
 @max_lifetime_option
 @start_timeout_option
@@ -126,22 +126,26 @@ def _parse_concurrency(value: str) -> int | str:
     default=5,
     help="Limit the retries of a request that keeps failing while others succeed.",
 )
-@click.option("--ordered", is_flag=True, help="At the end, sort the output in the order of the input.")
+@click.option("--ordered", is_flag=True, help="At the end, sort the output into input order.")
 @click.option(
     "--retry-failed", is_flag=True, help="Retry the requests that have an error line in the output."
 )
-@click.option("--override-model", is_flag=True, help="Use the model even for requests that name another one.")
-@click.option("--dry-run", is_flag=True, help="Check the files and estimate the cost, but start nothing.")
+@click.option(
+    "--override-model", is_flag=True, help="Use the model even for requests that name a different one."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Check the files and estimate the cost without starting anything."
+)
 @json_option("Print the report or the estimate as JSON.")
 def batch(*, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Answer a file of requests on temporary instances.
+    """Run a file of requests on temporary instances.
 
-    INPUT has one JSON object per line: a prompt ({"prompt": "..."}), messages ({"messages": [...]}), or a
-    request of OpenAI's Batch API (custom_id, method, url, and body). With --text, each line is a prompt. The
-    output has a line for each request: the response or the error.
+    INPUT has one JSON object per line: a prompt ({"prompt": "..."}), messages ({"messages": [...]}), or an
+    OpenAI Batch API request (custom_id, method, url, and body). With --text, each line is a prompt. The
+    output has one line per request, with the response or the error.
 
     Each answer is saved before it is counted. If a run ends early, its instances are deleted, and the last
-    lines show the command that continues.
+    lines show the command that continues the batch.
     """
     if dry_run:
         plan = run_async(_plan, options)
@@ -286,7 +290,7 @@ def _left_running(report: BatchReport, error: BaseException | None) -> str:
     released = [each.instance_id for each in report.receipts]
     unexplained = [each for each in report.incidents if not any(name in each for name in released)]
     if is_named or unexplained or getattr(error, "__notes__", False):
-        return "only what is named above"
+        return "only the instances and starts named above"
     return _NOTHING
 
 
@@ -301,7 +305,10 @@ def _plan_facts(plan: BatchPlan) -> list[tuple[str, str]]:
         ("hardware", f"{plan.hardware_type_id or 'unknown'}, {hardware[plan.is_available]}"),
         ("instances", f"{plan.instances}{workers}"),
         ("prompts", f"about {plan.prompt_tokens:,} tokens in total (one per four bytes)"),
-        ("attachments", f"{plan.attachments:,}, whose tokens are not known" if plan.attachments else ""),
+        (
+            "attachments",
+            f"{plan.attachments:,}, with an unknown number of tokens" if plan.attachments else "",
+        ),
         ("answers", _answers(plan)),
         ("longest", _longest(plan)),
         ("price", _price(plan)),
@@ -317,10 +324,10 @@ def _answers(plan: BatchPlan) -> str:
 
 
 def _longest(plan: BatchPlan) -> str:
-    attachments = ", without attachments" if plan.attachments else ""
+    attachments = ", not counting attachments" if plan.attachments else ""
     text = (
-        f"line {plan.longest_line:,}, about {plan.longest_tokens:,} tokens, including the limit of its "
-        f"answer{attachments}"
+        f"line {plan.longest_line:,}, about {plan.longest_tokens:,} tokens, including its answer "
+        f"limit{attachments}"
     )
     if plan.context_length is None:
         return text
@@ -343,6 +350,8 @@ def _estimates(plan: BatchPlan) -> list[tuple[str, str]]:
     for speed in _SPEEDS:
         seconds = written / speed / plan.instances
         cost = format_money(max(math.ceil(seconds / 60), 1) * plan.price_per_minute, plan.currency)
-        estimate = f"{format_duration(seconds)}, {cost}, without the start, if every answer reaches its limit"
+        estimate = (
+            f"{format_duration(seconds)}, {cost}, not counting startup, if every answer reaches its limit"
+        )
         facts.append((f"at {speed:,} tokens/s", estimate))
     return facts

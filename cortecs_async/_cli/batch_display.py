@@ -134,7 +134,7 @@ def _step(progress: Progress) -> str:
 
 def _answers(progress: BatchProgress) -> Text:
     percent = 100 * progress.done // max(progress.total, 1)
-    text = Text(f"{progress.done:,} of {progress.total:,} · {percent} %")
+    text = Text(f"{progress.done:,} of {progress.total:,} · {percent}%")
     if progress.failed:
         text.append(f" · {progress.failed:,} failed", style="red")
     return text

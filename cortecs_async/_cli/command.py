@@ -142,7 +142,7 @@ class Command(click.Command):
         del ctx
         names = [max(each.opts, key=len) for each in self._global_options]
         formatter.write_paragraph()
-        formatter.write_text(f"Options of all commands: {', '.join(names)}. See `cortecs-async help`.")
+        formatter.write_text(f"Options for all commands: {', '.join(names)}. See `cortecs-async help`.")
 
 
 def cli_command(
@@ -215,6 +215,6 @@ class Group(click.Group):
         del ctx
         formatter.write_paragraph()
         formatter.write_text(
-            "These options also work after the command. For examples and all options of a command, run "
+            "These options also work after the command. For a command's examples and options, run "
             "`cortecs-async help COMMAND`."
         )

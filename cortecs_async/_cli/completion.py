@@ -27,9 +27,9 @@ _SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 )
 @click.argument("shell", type=click.Choice(list(_SHELLS)))
 def completion(shell: str) -> None:
-    """Print a script that completes commands and options.
+    """Print a shell script that completes commands and options.
 
-    Load it in the startup file of your shell. Completion sends no requests to the service.
+    Load it in your shell's startup file. Completion does not send any requests to the service.
     """
     root = click.get_current_context().find_root().command
     click.echo(_SHELLS[shell](root, {}, _NAME, _VARIABLE).source())

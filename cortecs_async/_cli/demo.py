@@ -34,14 +34,14 @@ _HARDWARE = "NVIDIA_H100_1"
     "--step-seconds",
     type=click.FloatRange(min=0, max=60),
     default=1.0,
-    help="Take this long for each of the five steps of the start.",
+    help="Take this long for each of the five startup steps.",
 )
 @click.option("--prompt", default="Why should a GPU never outlive its program?", help="The question to ask.")
 def demo(step_seconds: float, prompt: str) -> None:
     """Try a lease on the built-in emulator, without an account.
 
-    Starts an emulated instance, chats with it, and deletes it. Needs no GPU and costs nothing. At the end, it
-    says what to try next.
+    Starts an emulated instance, chats with it, and deletes it. The demo is free and does not use a GPU. At
+    the end, it suggests what to try next.
     """
     import_optional("cortecs_async.emulator", "demo")
     import_optional("openai", "demo")
@@ -63,7 +63,7 @@ async def _demo(step_seconds: float, prompt: str) -> None:
     console = stdout_console()
     console.print(
         "[bold]cortecs_async demo[/]: the real client connects to the [bold]embedded emulator[/] on this "
-        "machine.\nNo account, no GPU, no cost. Models, prices and answers are made up."
+        "machine.\nNo account, no GPU, no cost. Models, prices, and answers are made up."
     )
     async with serve_emulator(step_seconds=step_seconds, token_seconds=0.03) as emulator:
         console.print(f"\n[bold]emulator[/]  {emulator.api_base_url}", soft_wrap=True)
@@ -120,7 +120,7 @@ async def _chat(console: Console, inst: InstanceLease, api_key: str, prompt: str
 
 def _print_receipt(console: Console, emulator: Emulator, balance: Balance) -> None:
     currency = balance.currency
-    table = Table(title="receipt of the emulator", title_justify="left", box=None, show_header=False)
+    table = Table(title="emulator receipt", title_justify="left", box=None, show_header=False)
     for entry in emulator.ledger:
         table.add_row("instance", f"{entry.instance_id} ({entry.status})")
         workers = count(entry.num_workers, "worker")

@@ -29,9 +29,9 @@ _EXTRAS = {
 @cli_command(examples=("cortecs-async doctor", "cortecs-async doctor --json"))
 @json_option()
 def doctor(as_json: bool) -> None:
-    """Check credentials, inference API key, service, clock, journal and reaper.
+    """Check your credentials, inference API key, and clock, the service, the journal, and the reaper.
 
-    Starts nothing that is billed. Exits with 1 if a check fails.
+    Does not start anything billable. Exits with 1 if a check fails.
     """
     findings = run_async(_diagnose)
     is_ok = all(finding.ok for finding in findings)

@@ -60,7 +60,7 @@ def _group_models(
     "--step-seconds",
     type=click.FloatRange(min=0),
     default=1.0,
-    help="Take this long for each of the five steps of a start.",
+    help="Take this long for each of the five startup steps.",
 )
 @click.option(
     "--stop-seconds", type=click.FloatRange(min=0), default=0.0, help="Take this long to stop an instance."
@@ -74,13 +74,13 @@ def _group_models(
 @click.option(
     "--parallel",
     type=click.IntRange(min=1),
-    help="Limit the requests that an instance answers in parallel; others wait.",
+    help="Limit the requests an instance answers in parallel; the others wait.",
 )
 @click.option(
     "--list-lag",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Show the account in lists as it was this many seconds ago.",
+    help="Make lists show the account as it was this many seconds ago.",
 )
 @click.option(
     "--clock-skew",
@@ -105,7 +105,7 @@ def _group_models(
     help="Add a model: on all hardware, or on this one with this maximum context length; repeatable.",
 )
 @click.option(
-    "--allow-remote", is_flag=True, help="Allow an address that other machines can reach, unencrypted."
+    "--allow-remote", is_flag=True, help="Allow an address that other machines can reach without encryption."
 )
 def emulator(
     *, host: str, port: int, capacity: tuple[tuple[str, int], ...], allow_remote: bool, **options: Any
@@ -120,7 +120,7 @@ def emulator(
         for name, value in ready.env().items():
             click.echo(f"export {name}={shlex.quote(value)}")
         click.echo(
-            "# The emulator is running with made-up prices, models and answers. Press Ctrl-C to stop it.",
+            "# The emulator is running with made-up prices, models, and answers. Press Ctrl-C to stop it.",
             err=True,
         )
 

@@ -21,7 +21,7 @@ GLOBAL_OPTIONS = (
     click.Option(
         ["--env-file"],
         type=click.Path(dir_okay=False, exists=True, path_type=Path),
-        help="Read CORTECS_* and OPENAI_API_KEY from this file, if they are not set in the environment. "
+        help="Read CORTECS_* and OPENAI_API_KEY from this file if they are not set in the environment. "
         "By default, only credentials are read, from .env.",
     ),
     click.Option(

@@ -31,10 +31,10 @@ def _complete(ctx: click.Context, _argument: click.Parameter, incomplete: str) -
 @click.argument("name", metavar="[COMMAND|ERROR]", required=False, shell_complete=_complete)
 @click.pass_context
 def help_(ctx: click.Context, /, name: str | None) -> None:
-    """Show the help of a command, or explain an error.
+    """Show help for a command, or explain an error.
 
-    ERROR is the name of the error's class. It is in the last line of a traceback, and below the messages of
-    cortecs-async.
+    ERROR is the name of an error class. It appears in the last line of a traceback, and below the error
+    messages of cortecs-async.
     """
     root = ctx.find_root()
     if name is None:
@@ -49,7 +49,7 @@ def help_(ctx: click.Context, /, name: str | None) -> None:
         return
     if _CLASS.search(name):
         suggested = did_you_mean(nearest(name.rpartition(".")[2], public_errors()))
-        raise click.UsageError(f'"{name}" is not an error of cortecs-async.{suggested}', ctx)
+        raise click.UsageError(f'"{name}" is not a cortecs-async error.{suggested}', ctx)
     _, found, _ = group.resolve_command(root, [name])
     assert found is not None  # noqa: S101  (for the type checker)
     click.echo(found.context_class(found, parent=root, info_name=name).get_help())

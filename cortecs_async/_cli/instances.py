@@ -68,10 +68,10 @@ _Action = Callable[[AsyncCortecs, str], Awaitable[str]]
 @click.option("--status", help=f"List only instances with this status, such as {', '.join(STATUSES)}.")
 @json_option()
 def ls(status: str | None, as_json: bool) -> None:
-    """List all instances of the account, including those that you did not start.
+    """List all instances in the account, including the ones you did not start.
 
     The owner is the process that releases the instance, according to the journals on this machine. An
-    unmanaged instance was started by a plain request or elsewhere, and runs until you stop it.
+    unmanaged instance was started without a lease, or from elsewhere, and runs until you stop it.
     """
     listing, owners = call_api(_list_with_owners)
     _warn_of_unreadable(listing)
@@ -125,7 +125,7 @@ def show(instance_id: str, as_json: bool) -> None:
     examples=("cortecs-async stop instance-10001 instance-10002", "cortecs-async stop --all --timeout 5m")
 )
 @_ids_argument
-@click.option("--all", "every", is_flag=True, help="Stop every instance of the account.")
+@click.option("--all", "every", is_flag=True, help="Stop every instance in the account.")
 @click.option("--wait/--no-wait", default=True, help="Wait until they are stopped.")
 @_timeout_option
 @_yes_option
@@ -133,7 +133,7 @@ def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: boo
     """Stop instances and their billing.
 
     A stopped instance can be restarted. A failure with one instance does not affect the others; the command
-    exits with 1 if an instance could not be stopped, or not in time. --all includes the instances of other
+    exits with 1 if an instance could not be stopped in time. --all includes the instances of other
     people and programs, so it lists them and asks for confirmation.
     """
     _check_choice(ids, every)
@@ -149,19 +149,20 @@ def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: boo
     examples=("cortecs-async rm instance-10001", "cortecs-async rm --force instance-10001 instance-10002")
 )
 @_ids_argument
-@click.option("--all", "every", is_flag=True, help="Delete every stopped instance of the account.")
-@click.option("--stop", "stop_first", is_flag=True, help="Stop instances that are still running first.")
-@click.option("-f", "--force", is_flag=True, help="Like --stop, and ignore instances that do not exist.")
+@click.option("--all", "every", is_flag=True, help="Delete every stopped instance in the account.")
+@click.option("--stop", "stop_first", is_flag=True, help="First stop instances that are still running.")
+@click.option("-f", "--force", is_flag=True, help="Same as --stop, but ignore instances that do not exist.")
 @_timeout_option
 @_yes_option
 def rm(ids: tuple[str, ...], every: bool, stop_first: bool, force: bool, timeout: float, yes: bool) -> None:
     """Delete instances.
 
-    An instance that is not stopped is rejected, unless you pass --stop. Then it is stopped and deleted, and
-    the command returns once the service confirms that it is gone; Ctrl-C does not interrupt this. If that
-    takes longer than --timeout, the command fails, and a background process continues. A failure
-    with one instance does not affect the others; the command exits with 1 if an instance is left. --all
-    includes the instances of other people and programs, so it lists them and asks for confirmation.
+    An instance that is not stopped is rejected unless you pass --stop. With --stop, the instance is stopped
+    and deleted, and the command returns once the service confirms that it is gone; Ctrl-C does not
+    interrupt this. If the release takes longer than --timeout, the command fails, and a background process
+    finishes the release. A failure with one instance does not affect the others; the command exits with 1
+    if an instance is left. --all includes the instances of other people and programs, so it lists them and
+    asks for confirmation.
     """
     _check_choice(ids, every)
     stop_first = stop_first or force

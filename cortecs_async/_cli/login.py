@@ -60,10 +60,10 @@ def _profile_option(text: str) -> Callable[[Command], Command]:
 def login(name: str, no_check: bool) -> None:
     """Store your credentials for all programs of this user.
 
-    Asks for the client id, the client secret and your inference API key (optional), tries the credentials,
-    and stores them as a profile in the config file. If standard input is not a terminal, it reads three
-    lines: client id, client secret, and inference API key. If the package keyring is installed and usable,
-    the secrets go to the system keyring.
+    Asks for the client id, the client secret, and your inference API key (optional), tests the
+    credentials, and stores them as a profile in the config file. If standard input is not a terminal, it
+    reads three lines: client id, client secret, and inference API key. If the keyring package is
+    installed and usable, the secrets are stored in the system keyring.
     """
     path = config_file()
     if path is None:
@@ -90,7 +90,7 @@ def login(name: str, no_check: bool) -> None:
 @cli_command(examples=("cortecs-async logout", "cortecs-async logout --profile work"))
 @_profile_option("Remove this profile.")
 def logout(name: str) -> None:
-    """Remove a profile that login has stored, with its secrets."""
+    """Remove a stored profile and its secrets."""
     try:
         removed = remove_profile(name)
         names = () if removed else profile_names()
@@ -174,7 +174,7 @@ def _print_result(profile: Profile) -> None:
         print_note("The secrets are in this file as plain text; only you can read it.")
         if importlib.util.find_spec("keyring") is None:
             print_note(
-                f"To store them in the system keyring, run: {install_command('keyring')}, and then "
+                f"To store them in the system keyring, run: {install_command('keyring')}, then run "
                 "`cortecs-async login` again."
             )
     if profile.api_base_url:

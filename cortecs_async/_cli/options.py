@@ -101,6 +101,8 @@ def start_options(command: F) -> F:
 
 def limit_options(command: F) -> F:
     max_cost_option = click.option(
-        "--max-cost", type=amount, help="Delete the instance before it costs more, in the account's currency."
+        "--max-cost",
+        type=amount,
+        help="Delete the instance before it costs more than this, in the account's currency.",
     )
     return max_lifetime_option(max_cost_option(command))

@@ -22,7 +22,7 @@ _MEANING = {
     "left": "could not be released in time; run `cortecs-async sweep` again",
     "releasing": "a reaper is still releasing it; if it fails, run `cortecs-async sweep --force`",
     "held": "acquired and not expired",
-    "foreign": "of another client id or another service; sweep with those",
+    "foreign": "belongs to another client id or service; sweep with that client id and service",
     "newer": "recorded by another version of cortecs-async; sweep with that version",
 }
 
@@ -35,22 +35,22 @@ _REMAINING = frozenset({"found", "unsettled", "ambiguous", "left", "releasing", 
 def orphans(as_json: bool) -> None:
     """List the instances that dead processes left behind.
 
-    Covers the processes of this machine, and changes nothing. Exits with 1 if any are left.
+    Covers processes on this machine, and does not change anything. Exits with 1 if any are left.
     """
     _run(dry_run=True, as_json=as_json)
 
 
 @cli_command(examples=("cortecs-async sweep", "cortecs-async sweep --timeout 2m --force"))
-@click.option("--dry-run", is_flag=True, help="List them like `orphans`, but release nothing.")
-@click.option("--force", is_flag=True, help="Also release those that a reaper is still releasing.")
+@click.option("--dry-run", is_flag=True, help="List them like `orphans` without releasing anything.")
+@click.option("--force", is_flag=True, help="Also release instances that a reaper is still releasing.")
 @click.option("--timeout", type=duration, default="330s", help="Stop sweeping after this time.")
 @json_option()
 def sweep(dry_run: bool, force: bool, timeout: float, as_json: bool) -> None:
     """Release the instances that dead processes left behind.
 
-    Covers the processes of this machine. Releases only instances that their journals prove to be theirs, and
-    none that a running process owns. Needs the CORTECS_CLIENT_ID of those processes, and its current
-    CORTECS_CLIENT_SECRET. Exits with 1 if any are left.
+    Covers processes on this machine. Releases only instances that the journals of those processes prove
+    they started, never an instance that a running process owns. Needs the CORTECS_CLIENT_ID that
+    those processes used and its current CORTECS_CLIENT_SECRET. Exits with 1 if any are left.
     """
     _run(dry_run=dry_run, force=force, timeout=timeout, as_json=as_json)
 

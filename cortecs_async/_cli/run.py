@@ -138,7 +138,7 @@ def is_hardware(word: str) -> bool:
     "--teardown-timeout",
     type=duration,
     default="2m",
-    help="Fail if the instance is not deleted after this time.",
+    help="Fail if the instance is not deleted within this time.",
 )
 @click.option(
     "--reuse", is_flag=True, help="Use a matching instance if there is one, and leave it as it was."
@@ -151,10 +151,10 @@ def run(ctx: click.Context, /, model: str, hardware: str | None, **options: Any)
     to it.
 
     The command cannot use your provisioning credentials or profiles. Signals are forwarded to it. When it
-    ends, the processes that it started have 5 s to end too, then they get SIGTERM, and SIGKILL 10 s later.
-    The instance is deleted, and run returns once the service confirms that it is gone. If the instance is
-    lost or reaches a limit, the command and its processes get SIGTERM, and SIGKILL 10 s later. After a
-    kill -9 of run itself, the command keeps running, and the instance is deleted.
+    ends, the processes it started have 5 s to end too; then they get SIGTERM, and SIGKILL 10 s later. The
+    instance is deleted, and run returns once the service confirms that it is gone. If the instance is
+    lost or reaches a limit, the command and its processes get SIGTERM, and SIGKILL 10 s later. If run
+    itself is killed with kill -9, the command keeps running, but the instance is deleted.
     """
     command: list[str] = ctx.meta[_COMMAND]
     try:
@@ -219,7 +219,7 @@ async def _run_command(command: list[str], lease: InstanceLease) -> int:
             print_note(f"Ended {left} that the command left running.")
         if child.unkillable:
             pids = " ".join(map(str, child.unkillable))
-            print_warning(f"Could not end these processes of the command: {pids}. End them yourself.")
+            print_warning(f"Could not end these processes started by the command: {pids}. End them yourself.")
         print_note(f"Releasing {lease.instance_id} ...")
 
 

@@ -30,7 +30,7 @@ _timeout_option = click.option(
     type=duration,
     help="Stop waiting after this time.  [default: 15m]",
 )
-_json_option = json_option("Print the instance as JSON, not only its id.")
+_json_option = json_option("Print the instance as JSON, not just its id.")
 
 _UNKNOWN = "An instance may have been started. Run `cortecs-async ls` to check."
 
@@ -61,7 +61,7 @@ def start(
     IT IS BILLED UNTIL YOU STOP IT. `run` and `batch` stop their instances for you.
 
     With --max-lifetime or --max-cost, a background process on this machine deletes the instance at the
-    limit. The command then always waits until the instance is running, and deletes it if that fails.
+    limit. The command then always waits until the instance is running, and deletes it if the start fails.
     """
     if max_lifetime is not None or max_cost is not None:
         limits = {"max_lifetime": max_lifetime, "max_cost": max_cost}
@@ -143,7 +143,7 @@ async def _report(client: AsyncCortecs, instance: Instance, timeout: float | Non
         error.add_note(f"{instance_id} was not deleted. To delete it: cortecs-async rm --stop {instance_id}")
         raise
     except anyio.get_cancelled_exc_class():
-        print_warning(f"{instance_id} is still starting, and is billed until you stop it.")
+        print_warning(f"{instance_id} is still starting and is billed until you stop it.")
         raise
     finally:
         if as_json:

@@ -65,9 +65,9 @@ _Show = Callable[[_Change], None]
 def watch(ids: tuple[str, ...], timeout: float | None, until_running: bool, as_json: bool) -> None:
     """Watch instances until all are stopped or gone.
 
-    Shows a live table on a terminal, and otherwise a line for each change. Without ids, watches all instances
-    that exist now. Exits with 1 if an instance could not be watched, or if --timeout elapses. If the service
-    cannot be reached at the start, it exits immediately; later it retries for ten minutes.
+    Shows a live table on a terminal, or prints a line for each change otherwise. Without ids, watches all
+    existing instances. Exits with 1 if an instance could not be watched, or if --timeout elapses. If the
+    service cannot be reached at the start, it exits immediately; later it retries for ten minutes.
     """
     display: AbstractContextManager[_Show]
     if as_json:

@@ -238,7 +238,7 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
         return f"<AsyncCortecs {shown}{' closed' if self._closed else ''}>"
 
     def __reduce__(self) -> str:
-        raise TypeError("A client cannot be pickled. Create one in each process, and send handles.")
+        raise TypeError("A client cannot be pickled. Create one in each process, and send handles instead.")
 
     def __del__(self) -> None:
         if not self._closed:

@@ -98,7 +98,7 @@ class _Checks:
 
     async def credentials(self) -> Finding:
         if self.settings.sources.is_anonymous:
-            return Finding(name="credentials", ok=True, detail="none, by anonymous=True")
+            return Finding(name="credentials", ok=True, detail="none (anonymous=True)")
         try:
             problem = credentials_problem(await self.settings.credential_provider())
         except MissingCredentialsError as error:
@@ -117,7 +117,7 @@ class _Checks:
             problem = f"credential_provider raised {type(error).__name__}"
         self.has_credentials = problem is None
         if problem is None:
-            detail = f"found a client id and a client secret, from {self.settings.sources.origin}"
+            detail = f"found a client id and a client secret from {self.settings.sources.origin}"
             return Finding(name="credentials", ok=True, detail=detail)
         return Finding(name="credentials", ok=False, detail=problem, hint=CREDENTIALS_HINT)
 
@@ -166,7 +166,7 @@ class _Checks:
     async def clock(self) -> Finding:
         differences = [ahead for at, reply in self.replies if (ahead := _ahead(at, reply)) is not None]
         if not differences:
-            reason = "the service sends no valid Date header"
+            reason = "the service does not send a valid Date header"
             if not self.replies:
                 reason = "no request succeeded" if self.is_reached else "the service cannot be reached"
             return Finding(name="clock", ok=True, detail=f"not checked: {reason}")
@@ -227,8 +227,8 @@ class _Checks:
         detail = f"{directory} can be written and locked"
         if not dead and not busy:
             return Finding(name="journal", ok=True, detail=detail)
-        detail += f"; {dead} journal(s) of processes that died" if dead else ""
-        detail += f"; {busy} journal(s) on which a reaper is still working" if busy else ""
+        detail += f"; {dead} journal(s) of dead processes" if dead else ""
+        detail += f"; {busy} journal(s) that a reaper is still working on" if busy else ""
         return Finding(
             name="journal",
             ok=True,

@@ -207,7 +207,8 @@ def _checked(method: Any, path: Any, body: Any, params: Mapping[Any, Any] | None
         raise InvalidArgumentError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")
     if not isinstance(path, str) or not _PATH.fullmatch(path):
         raise InvalidArgumentError(
-            f"path must be below the API base URL, such as '/instances/', not {path!r} (a query is params=)"
+            f"path must be below the API base URL, such as '/instances/', not {path!r} "
+            "(pass a query as params=)"
         )
     if path.strip("/").casefold() == "instances/start":
         raise InvalidArgumentError(

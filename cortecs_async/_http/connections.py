@@ -213,7 +213,7 @@ def _aiohttp_transport(
         from httpx_aiohttp import AiohttpTransport  # noqa: PLC0415
     except ImportError:
         raise ConfigurationError(
-            f"transport='aiohttp' requires the extra aiohttp: {install_command('aiohttp')}"
+            f"transport='aiohttp' requires the aiohttp extra: {install_command('aiohttp')}"
         ) from None
 
     def session() -> aiohttp.ClientSession:

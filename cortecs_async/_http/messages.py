@@ -96,8 +96,8 @@ class Reply:
         unknown = self.call.has_effect
         raise DecodeError(
             f"{self.call.method} {self.call.path} returned {self.status} with JSON that does not have the "
-            f"documented shape: {problem}. Check {_BASE_URL}. If it is right, the service may have changed. "
-            "Install a newer cortecs-async."
+            f"documented shape: {problem}. Check {_BASE_URL}. If it is correct, the service may have "
+            "changed. Install a newer version of cortecs-async."
             f"{start_warning(self.call.method, self.call.path, unknown=unknown)}",
             method=self.call.method,
             path=self.call.path,
@@ -173,8 +173,8 @@ def to_error(
             problem = failure.detail or "is not JSON"
             error = DecodeError(
                 f"{request} returned {failure.status} with a body that {problem}{tries}. "
-                f"{url} may not be the cortecs API: check {place}, and that no proxy responded "
-                f"instead.{warning}",
+                f"{url} may not be the cortecs API: check {place}, and make sure that no proxy "
+                f"responded instead.{warning}",
                 **common,
             )
             if failure.body:
@@ -200,7 +200,7 @@ def to_error(
         case FailureKind.LOST:
             detail = failure.detail.rstrip(".")
             return TransportError(
-                f"{request} to {url} received no complete response{tries}: {detail}.{warning}",
+                f"{request} to {url} did not receive a complete response{tries}: {detail}.{warning}",
                 **common,
             )
 

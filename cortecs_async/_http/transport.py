@@ -311,7 +311,7 @@ class Transport:
             return Failure(kind=kind, detail=self._describe(error))
         problem = self._redactor.one_line(connection_problem(error)) or self._describe(error)
         if client is not self._given and (proxy := self._settings.proxy) is not None:
-            problem += f", through the proxy of {proxy.variable}"
+            problem += f", through the proxy in {proxy.variable}"
         return Failure(kind=kind, detail=problem, is_unreachable=True)
 
     def _describe(self, error: Exception) -> str:

@@ -59,9 +59,9 @@ class InstanceHandle(Endpoint):
         number = self.expires_at
         is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
         if number is not None and not is_number:
-            raise InvalidArgumentError("The expires_at of a handle must be a number or None")
+            raise InvalidArgumentError("A handle's expires_at must be a number or None")
         if not isinstance(self.allow_insecure_http, bool):
-            raise InvalidArgumentError("The allow_insecure_http of a handle must be True or False")
+            raise InvalidArgumentError("A handle's allow_insecure_http must be True or False")
         if problem := url_problem(self.base_url, allow_insecure_http=self.allow_insecure_http):
             raise InvalidArgumentError(
                 f"The inference API key cannot be sent to instance {self.instance_id}: {problem}"

@@ -211,7 +211,7 @@ class Results(AsyncIterator[R], Generic[R]):
         try:
             if isinstance(error, StopAsyncIteration):
                 # A StopAsyncIteration would end the caller's loop without an error.
-                raise RuntimeError("The function of a map raised StopAsyncIteration") from error  # noqa: TRY004
+                raise RuntimeError("The map function raised StopAsyncIteration") from error  # noqa: TRY004
             raise error
         finally:
             del error  # as above
@@ -357,7 +357,7 @@ class _Run(Generic[T, R]):
             end = partial(self._end_call, self._begun)
             self._begun += 1
             self._running += 1
-            self._start_task(UserTask("the function of a map", call, end, self._end_task))
+            self._start_task(UserTask("the map function", call, end, self._end_task))
             del item, call, end
 
     def _call(self, fn: Callable[[T], Awaitable[R]], item: T) -> Awaitable[R]:

@@ -61,7 +61,7 @@ class LeaseOptions:
         if self.require_key is not None:
             check_bool("require_key", self.require_key)
         if self.on_exit not in get_args(OnExit):
-            raise InvalidArgumentError(f"on_exit must be 'delete', 'stop' or 'keep', not {self.on_exit!r}")
+            raise InvalidArgumentError(f"on_exit must be 'delete', 'stop', or 'keep', not {self.on_exit!r}")
         if self.on_loss not in get_args(OnLoss):
             raise InvalidArgumentError(f"on_loss must be 'cancel' or 'ignore', not {self.on_loss!r}")
         if self.on_progress is not None and not callable(self.on_progress):

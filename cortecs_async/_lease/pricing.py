@@ -223,7 +223,7 @@ class Prices:
         price = self.of(hardware)
         if price is None:
             raise PriceUnknownError(
-                f"max_cost needs a price, but the service returned no usable price for {hardware!r}. "
+                f"max_cost needs a price, but the service did not return a usable price for {hardware!r}. "
                 "Use max_lifetime (seconds) instead. Nothing was started."
             )
         return price

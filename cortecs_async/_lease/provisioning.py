@@ -53,7 +53,7 @@ async def start(state: LeaseState) -> None:
         raise RequestTimeoutError(
             f"Could not start an instance within start_timeout={options.start_timeout:g} s: the service "
             "was busy or unreachable. "
-            + ("One start may have worked; this is being checked." if unknown else "Nothing was started.")
+            + ("One start may have succeeded; this is being checked." if unknown else "Nothing was started.")
             + " Set CORTECS_LOG=info for details.",
             method="POST",
             path="/instances/start",

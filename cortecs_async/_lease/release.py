@@ -257,8 +257,8 @@ async def release_acquired(services: LeaseServices, handle: InstanceHandle | str
             existing = existing_ids(await services.instances.list_now())
             if instance_id not in existing and account not in {None, services.promises.account}:
                 raise InvalidArgumentError(
-                    f"Instance {instance_id} was acquired with other credentials, and the current ones "
-                    "cannot see it. Use the credentials that acquired it."
+                    f"Instance {instance_id} was acquired with different credentials, and the current "
+                    "ones cannot see it. Use the credentials it was acquired with."
                 )
             key = services.promises.store.key_of(instance_id)
             # Recorded first, so that it also happens if this process is killed.

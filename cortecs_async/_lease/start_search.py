@@ -232,8 +232,8 @@ class StartSearch:
         billed = "ONE OF THEM MAY BE YOURS AND BILLED" if several else "IT MAY BE YOURS AND BILLED"
         return AmbiguousStartError(
             f"The response to a start of {start.args.hf_name} was lost, and {matches} it: "
-            f"{', '.join(candidates)}. None was touched. {billed}: check client.instances.list(), and stop "
-            "yours.",
+            f"{', '.join(candidates)}. No instance was touched. {billed}: check client.instances.list() and "
+            "stop yours.",
             candidates=candidates,
         )
 

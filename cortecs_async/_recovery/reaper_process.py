@@ -102,7 +102,7 @@ class ReaperProcess:
             self.kill()
             if process.stdout is not None:
                 process.stdout.close()
-            raise GuardError(f"no thread can be started to listen to the reaper: {error}") from None
+            raise GuardError(f"cannot start a thread to listen to the reaper: {error}") from None
 
     def handshake(self) -> None:
         """Send the import path of the HTTP stack, and wait for the response.
@@ -234,11 +234,11 @@ def _missing() -> str:
     """Return what is missing for starting a reaper in this program. Empty if nothing is missing."""
     if getattr(sys, "frozen", False) or getattr(sys, "oxidized", False) or "__compiled__" in globals():
         return (
-            "this program was frozen into an executable (for example, by PyInstaller), and without a Python "
-            "interpreter, no reaper can be started"
+            "this program was frozen into an executable (for example, by PyInstaller), and the reaper "
+            "cannot be started without a Python interpreter"
         )
     if not sys.executable:
-        return "sys.executable is empty, and without a Python interpreter, no reaper can be started"
+        return "sys.executable is empty, and the reaper cannot be started without a Python interpreter"
     return ""
 
 

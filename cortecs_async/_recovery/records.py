@@ -127,7 +127,7 @@ class JournalState:
         if self.has_other_format:
             return f"another version of this package wrote it (format {self.owner['format']!r})"
         if "format" not in self.owner:
-            return "it does not begin like a journal of this package"
+            return "it does not begin like one of this package's journals"
         return f"{self.num_unreadable} of its lines cannot be read" if self.num_unreadable else ""
 
     @property

@@ -97,7 +97,7 @@ async def _cut(scope: Scope, receive: Receive, how: str) -> None:
     """Cut the connection now: `abort` discards unsent data, and `close` sends it first."""
     functions: dict[str, Callable[[], None]] | None = scope.get("extensions", {}).get(EXTENSION)
     if functions is None:
-        msg = "A fault of the emulator cut this connection."
+        msg = "An emulated fault cut this connection."
         raise ConnectionResetError(msg)
     functions[how]()
     # If the application returned before the server noticed, the server would respond with a 500.

@@ -97,7 +97,7 @@ def chat_text(
             answer["tools_said"] = [{"tool": name, "said": text} for name, text in tool_results]
         return json.dumps(answer, ensure_ascii=False)
     parts = [
-        f"This is the cortecs_async emulator in place of {model_name}, no model was run{_choice(number)}.",
+        f"This is the cortecs_async emulator in place of {model_name}; no model was run{_choice(number)}.",
         f'You said: "{user_text}"' if user_text else "You said nothing.",
         *(f'{name} said: "{text}"' for name, text in tool_results),
     ]

@@ -65,11 +65,11 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     max_tokens = integer_field(body, "max_completion_tokens", least=1)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise ApiError(400, "messages must be a list that is not empty.")
+        raise ApiError(400, "messages must be a non-empty list.")
     response_format = body.get("response_format")
     kind = response_format.get("type") if isinstance(response_format, dict) else None
     if response_format is not None and kind not in ("text", "json_object", "json_schema"):
-        raise ApiError(400, "response_format must have the type text, json_object or json_schema.")
+        raise ApiError(400, "response_format must have the type text, json_object, or json_schema.")
     return ChatRequest(
         options=_options(body, max_tokens),
         messages=tuple(_message(message) for message in messages),
@@ -82,7 +82,7 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
 def _document(response_format: Mapping[str, Any]) -> Document:
     json_schema = response_format.get("json_schema")
     if not isinstance(json_schema, dict):
-        raise ApiError(400, "response_format needs a json_schema, which is an object.")
+        raise ApiError(400, "response_format needs a json_schema object.")
     required_string(json_schema, "name")
     boolean_field(json_schema, "strict")
     return Document(json_schema.get("schema"))
@@ -122,8 +122,8 @@ def _inputs(value: Any) -> list[str | list[int]]:
     ):
         raise ApiError(
             400,
-            "input must be a text, a list of texts, a list of token ids or a list of such lists, "
-            f"none of them empty and at most {_MAX_INPUTS}.",
+            "input must be a string, a list of strings, a list of token ids, or a list of such "
+            f"lists. None can be empty, and a list can have at most {_MAX_INPUTS}.",
         )
     return [each if isinstance(each, str) else [int(token) for token in each] for each in value]
 
@@ -156,7 +156,7 @@ def _options(body: Mapping[str, Any], max_tokens: int | None) -> Options:
 def _stop(value: Any) -> tuple[str, ...]:
     strings = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(strings, list) or not all(isinstance(each, str) and each for each in strings):
-        raise ApiError(400, "stop must be a string or a list of strings, none of them empty.")
+        raise ApiError(400, "stop must be a non-empty string or a list of non-empty strings.")
     return tuple(strings)
 
 
@@ -190,5 +190,5 @@ def _content(value: Any) -> str:
         raise ApiError(400, "content must be a string or a list of parts.")
     # The models in the catalog only read text. A real server with such a model rejects images too.
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-        raise ApiError(400, "Every part of a content must be an object of type text.")
+        raise ApiError(400, "Every content part must be an object of type text.")
     return "".join(required_string(part, "text") for part in value)

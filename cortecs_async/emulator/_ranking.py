@@ -81,7 +81,7 @@ def _texts(body: Mapping[str, Any], name: str) -> list[str]:
         or not all(isinstance(each, str) for each in texts)
     ):
         kinds = "a list of strings" if name == "documents" else "a string or a list of strings"
-        raise ApiError(400, f"{name} must be {kinds}, with at least 1 and at most {_MAX_TEXTS}.")
+        raise ApiError(400, f"{name} must be {kinds}, with 1 to {_MAX_TEXTS} items.")
     return texts
 
 
@@ -89,7 +89,8 @@ def _pairs(first: list[str], second: list[str]) -> list[tuple[str, str]]:
     if len(first) not in (1, len(second)):
         raise ApiError(
             400,
-            f"text_1 must be one text, or as many as text_2: it has {len(first)}, and text_2 {len(second)}.",
+            f"text_1 must be one text or as many as text_2, but it has {len(first)} and text_2 has "
+            f"{len(second)}.",
         )
     return list(zip(first * len(second) if len(first) == 1 else first, second, strict=True))
 

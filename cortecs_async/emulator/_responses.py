@@ -106,7 +106,7 @@ def _messages(value: Any) -> tuple[Message, ...]:
     if isinstance(value, str):
         return (Message("user", value),)
     if not isinstance(value, list) or not value:
-        raise ApiError(400, "input must be a string or a list that is not empty.")
+        raise ApiError(400, "input must be a string or a non-empty list.")
     if not all(isinstance(item, dict) and item.get("type", "message") == "message" for item in value):
         raise ApiError(400, "Every item of input must be a message.")
     return tuple(Message(required_string(item, "role"), _content(item.get("content"))) for item in value)
@@ -118,5 +118,5 @@ def _content(value: Any) -> str:
     if not isinstance(value, list):
         raise ApiError(400, "content must be a string or a list of parts.")
     if not all(isinstance(part, dict) and part.get("type") in _TEXT_PARTS for part in value):
-        raise ApiError(400, "Every part of a content must be an object of type input_text or output_text.")
+        raise ApiError(400, "Every content part must be an object of type input_text or output_text.")
     return "".join(required_string(part, "text") for part in value)

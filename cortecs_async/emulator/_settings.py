@@ -23,7 +23,7 @@ def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, i
             msg = f"Unknown hardware type {hardware_type_id!r} in capacity (known: {', '.join(HARDWARE)})"
             raise ValueError(msg)
         if sets < 0:
-            msg = f"The capacity of {hardware_type_id} must not be negative"
+            msg = f"The capacity of {hardware_type_id} cannot be negative"
             raise ValueError(msg)
 
 

@@ -61,10 +61,10 @@ def read_toolbox(body: Mapping[str, Any]) -> Toolbox:
         return Toolbox(tools, "required", parallel)
     function = _function(choice)
     if function is None:
-        raise ApiError(400, "tool_choice must be auto, none, required, or name a function.")
+        raise ApiError(400, "tool_choice must be auto, none, or required, or name a function.")
     named = tuple(tool for tool in tools if tool.name == function.get("name"))
     if not named:
-        raise ApiError(400, "tool_choice names a function that is not among the tools.")
+        raise ApiError(400, "tool_choice names a function that is not in tools.")
     return Toolbox(named[:1], "named")
 
 
@@ -79,7 +79,7 @@ def _tool(value: Any) -> Tool:
         raise ApiError(400, "Every tool must be an object of type function, with a function.")
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, dict):
-        raise ApiError(400, "The parameters of a tool must be a JSON schema, which is an object.")
+        raise ApiError(400, "A tool's parameters must be a JSON schema object.")
     return Tool(required_string(function, "name"), parameters or {})
 
 

@@ -240,5 +240,5 @@ def _remaining(name: str, limit: float | None, used: float) -> float | None:
     if limit is None or not used:
         return limit
     if limit <= used:
-        raise InvalidArgumentError(f"{name} has been reached by the instances started so far")
+        raise InvalidArgumentError(f"The instances started so far have reached {name}")
     return limit - used

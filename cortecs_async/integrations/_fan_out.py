@@ -141,7 +141,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         if exc is None and failure is not None:
             raise failure
         if exc is not None and failure is not None and failure is not exc:
-            exc.add_note(f"cortecs_async: The end of the fan-out raised {failure!r}")
+            exc.add_note(f"cortecs_async: Ending the fan-out raised {failure!r}")
 
     def __aiter__(self) -> Self:
         return self

@@ -83,7 +83,7 @@ class FanOutInstance:
         if health.has_timed_out(reason, now) and not self.chunks:
             instance_id = self.handle.instance_id
             self.is_key_rejected = reason is FailureReason.KEY_REJECTED
-            what = "rejected the workers' inference API key" if self.is_key_rejected else "not answered"
+            what = "rejected the workers' inference API key" if self.is_key_rejected else "not responded"
             raise EndpointError(
                 f"Instance {instance_id} has {what} for {health.down_seconds(now):.0f} s: {failure}",
                 instance_id=instance_id,

@@ -46,7 +46,7 @@ _MESSAGES: Mapping[Reason, str] = {
     "starting": "The model is starting, which takes a few minutes",
     "restarting": "The model is being restarted, which takes a few minutes",
     "no_capacity": "No capacity is available for the model right now",
-    "no_balance": "The account that pays for the model has no balance",
+    "no_balance": "The balance of the account that pays for the model is used up",
     "misconfigured": "The model cannot be started, because this app is not configured correctly",
     "unreachable": "The service that runs the model does not respond right now",
     "limit_reached": "This app has reached its limit for the model",
@@ -320,7 +320,7 @@ class ManagedInstance(abc.ABC):
         with contextlib.suppress(RuntimeError):  # it has ended
             self._run_in_loop(self._scope.cancel)
         self._mark_as_left()
-        problem = f"{type(self).__name__} must be left in the event loop in which it was entered"
+        problem = f"{type(self).__name__} must be left in the event loop it was entered in"
         if exc is None:
             raise ConfigurationError(problem)
         exc.add_note(f"cortecs_async: {problem}")

@@ -126,10 +126,10 @@ class SharedInstance(ManagedInstance):
     async def _check(self) -> None:
         if sys.platform == "win32":
             raise ConfigurationError(
-                "A shared instance needs Unix sockets and file locks, and does not run on Windows"
+                "A shared instance needs Unix sockets and file locks, so it does not run on Windows"
             )
         if not sys.executable or getattr(sys, "frozen", False):
-            raise ConfigurationError("A shared instance needs Python as a child process")
+            raise ConfigurationError("A shared instance needs to run Python as a child process")
         self._leaving = False
         self._place = None
         self._disconnected = anyio.Event()
@@ -143,7 +143,7 @@ class SharedInstance(ManagedInstance):
             self._meeting_point.check()
         except OSError as error:
             raise ConfigurationError(
-                f"The directory of shared instances, {address.parent}, cannot be used: {error}. "
+                f"The directory for shared instances, {address.parent}, cannot be used: {error}. "
                 "Set CORTECS_STATE_DIR to a directory of your own."
             ) from None
 
@@ -179,8 +179,8 @@ class SharedInstance(ManagedInstance):
                 reason, problem = "failed", ": ".join([problem, *self._owner.last_line])
             self._owner = None
         level = logging.WARNING if reason == "failed" else logging.INFO
-        logger.log(level, "No connection to the owner process of the instance: %s", problem)
-        self._set(Unavailable(reason, f"there is no owner process of the instance: {problem}"))
+        logger.log(level, "Could not connect to the instance's owner process: %s", problem)
+        self._set(Unavailable(reason, f"the instance has no owner process: {problem}"))
         return received
 
     async def _send(self, stream: SocketStream) -> None:
@@ -228,7 +228,7 @@ class SharedInstance(ManagedInstance):
         is_starting = self._meeting_point.owner_is_starting()
         limit = _MISSED_WHILE_STARTING if is_starting else _MISSED_UNTIL_FROZEN
         if missed % limit == 0 and (pid := self._meeting_point.owner_pid()) is not None:
-            logger.warning("Killing the owner process (process id %d), which is frozen", pid)
+            logger.warning("Killing the frozen owner process (process id %d)", pid)
             kill_frozen(pid, json.dumps(self._spec))
 
     async def _connect(self) -> SocketStream:
@@ -245,7 +245,7 @@ class SharedInstance(ManagedInstance):
         stream = await anyio.connect_unix(place.address)
         if not _shared_server.is_of_this_user(stream):
             await stream.aclose()
-            raise PermissionError("a process of another user is listening on the socket")
+            raise PermissionError("another user's process is listening on the socket")
         _connections.add(stream)
         return stream
 

@@ -134,14 +134,14 @@ class SharedInstanceServer:
                 logger.warning("Could not restore the files of the shared instance: %s", error)
             else:
                 if listener is not None:
-                    logger.warning("Restored the socket of the shared instance, which was removed")
+                    logger.warning("Restored the socket of the shared instance, which had been removed")
                     accepting = await SocketListener.from_socket(listener)
                     listeners.start_soon(self._accept, accepting, connections)
             await anyio.sleep(self.heartbeat)
 
     async def _serve_connection(self, stream: SocketStream) -> None:
         if not is_of_this_user(stream):
-            logger.warning("Rejected a connection from a process of another user")
+            logger.warning("Rejected a connection from another user's process")
             await stream.aclose()
             return
         self._add_users(+1)

@@ -47,7 +47,7 @@ _FIXTURE_ARGUMENTS: Final = frozenset(
 
 def _validate_allow_leaks(_: object, __: object, value: object) -> None:
     if not isinstance(value, bool) and value != "stopped":
-        raise ValueError(f"allow_leaks must be False, 'stopped' or True, not {value!r}")
+        raise ValueError(f"allow_leaks must be False, 'stopped', or True, not {value!r}")
 
 
 def _leak_grace(value: Duration) -> float:
@@ -119,8 +119,9 @@ class Account:
             yield from map(self._describe_leak, leaks)
             yield (
                 "Delete every instance that the test starts: use `async with client.instance(...)`,\n"
-                "client.release(...), or instances.stop and instances.delete. To leave one on purpose, mark\n"
-                f"the test @pytest.mark.{EMULATOR}(allow_leaks=True), or 'stopped' to allow stopped ones."
+                "client.release(...), or instances.stop and instances.delete. To leave one behind on\n"
+                f"purpose, mark the test @pytest.mark.{EMULATOR}(allow_leaks=True), or 'stopped' to allow\n"
+                "stopped ones."
             )
 
     def _describe_leak(self, entry: LedgerEntry) -> str:
@@ -136,7 +137,7 @@ class Account:
 
     def _describe_faults(self, unmet: tuple[Fault, ...]) -> Iterator[str]:
         if unmet:
-            yield f"{len(unmet)} fault{'s' * (len(unmet) > 1)} of {self.test} matched no request:"
+            yield f"{len(unmet)} fault{'s' * (len(unmet) > 1)} of {self.test} did not match any request:"
             yield from (f"  {_source(fault)}" for fault in unmet)
             yield (
                 "A fault that does not occur tests nothing. If this is intended, mark the test\n"

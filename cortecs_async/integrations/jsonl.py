@@ -201,8 +201,8 @@ class AnswerFile:
         request = self._taken.get(custom_id)
         if request is None:
             raise InvalidArgumentError(
-                f"custom_id {custom_id!r} has an answer already, or is not from `unanswered()`. Write each "
-                "outcome once."
+                f"custom_id {custom_id!r} already has an answer, or did not come from `unanswered()`. Write "
+                "each outcome once."
             )
         # `fsync` after each line would block the event loop most of the time.
         self._output.append([_format(request, outcome).text], sync=False)

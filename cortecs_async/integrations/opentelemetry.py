@@ -56,7 +56,7 @@ class OpenTelemetry(Telemetry):
             from opentelemetry import context, metrics, trace  # noqa: PLC0415  (optional)
         except ModuleNotFoundError:
             raise ConfigurationError(
-                f"OpenTelemetry() requires the extra opentelemetry: {install_command('opentelemetry')}"
+                f"OpenTelemetry() requires the opentelemetry extra: {install_command('opentelemetry')}"
             ) from None
         self._context = context
         self._trace = trace
@@ -85,7 +85,7 @@ class OpenTelemetry(Telemetry):
             "cortecs.lease.active", unit="{lease}", description="Open leases."
         )
         self._completed = meter.create_counter(
-            "cortecs.lease.completed", unit="{lease}", description="Leases that have ended."
+            "cortecs.lease.completed", unit="{lease}", description="Ended leases."
         )
         self._cost = meter.create_counter(
             "cortecs.lease.cost",

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 _MARKERS = {
     f"{EMULATOR}(**options)": (
-        "give the test an emulated account, as the fixture of that name does; options are those of "
-        "cortecs_async.emulator.Emulator, and allow_leaks (False, 'stopped' or True), leak_grace (a "
-        "duration), allow_unmet_faults."
+        "give the test an emulated account, like the fixture of the same name; options are the "
+        "arguments of cortecs_async.emulator.Emulator plus allow_leaks (False, 'stopped', or True), "
+        "leak_grace (a duration), and allow_unmet_faults."
     ),
-    f"{CLIENT}(**options)": "set options of the AsyncCortecs that the fixture of that name returns.",
+    f"{CLIENT}(**options)": "set options of the AsyncCortecs returned by the fixture of the same name.",
     f"{FAULT}(kind, **options)": (
-        "inject a fault into the emulated account of the test, with the arguments of "
-        "cortecs_async.emulator.Fault; several faults occur in order, from the top down."
+        "inject a fault into the test's emulated account, with the arguments of "
+        "cortecs_async.emulator.Fault; several faults occur in order, from top to bottom."
     ),
 }
 
@@ -59,8 +59,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fail a marked test that would run without the emulator."""
     if _is_marked(item) and EMULATOR not in getattr(item, "fixturenames", ()):
         pytest.fail(
-            f"this test is marked {EMULATOR} or {FAULT} but does not use the fixture {EMULATOR}: give the "
-            f"test function an argument of that name, or @pytest.mark.usefixtures({EMULATOR!r})",
+            f"this test is marked {EMULATOR} or {FAULT} but does not use the fixture {EMULATOR}: add an "
+            f"argument of that name to the test function, or @pytest.mark.usefixtures({EMULATOR!r})",
             pytrace=False,
         )
 

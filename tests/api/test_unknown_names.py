@@ -29,7 +29,7 @@ NO_MODEL = (
 )
 NO_HARDWARE = "There is no hardware type NVIDIA_H10_1. Did you mean NVIDIA_H100_1 or NVIDIA_L40S_1?"
 NOT_ON = "Model big/One does not run on NVIDIA_L4_1. Choose one of: NVIDIA_H100_4."
-TOO_LONG = "context_length 5000 is too long: big/One takes at most 4096 tokens on NVIDIA_H100_4."
+TOO_LONG = "context_length 5000 is too long: big/One supports at most 4096 tokens on NVIDIA_H100_4."
 NO_INSTANCE = "There is no instance instance-1001. Did you mean instance-10001?"
 
 WORDS = "POST /instances/stop returned 400 Bad Request: no."

@@ -321,20 +321,20 @@ class TestPreflight:
     def test_the_output_of_another_input_is_an_error(self, files: BatchOptions) -> None:
         write(files.source, line("a"), line("b"))
         write(files.target, answer_line("b"), answer_line("z"))
-        with pytest.raises(BatchFileError, match=r"out.jsonl, line 2: .*output of another input"):
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 2: .*output of a different input"):
             preflight(files)
 
     def test_the_output_of_a_changed_request_is_an_error(self, files: BatchOptions) -> None:
         write(files.source, line("a"), line("b", body={"max_tokens": 6}))
         write(files.target, answer_line("b"))
-        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*line 2 of .*another request"):
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*line 2 of .*a different request"):
             preflight(files)
 
     def test_an_answer_of_a_fleet_is_not_of_a_batch(self, files: BatchOptions) -> None:
         write(files.source, line("a"))
         data = {**json.loads(answer_line("a")), "id": f"fleet_req_{1:032x}"}
         write(files.target, data)
-        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*line 1 of .*another request"):
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*line 1 of .*a different request"):
             preflight(files)
 
     @pytest.mark.parametrize("again", [False, True])
@@ -351,7 +351,7 @@ class TestPreflight:
     ) -> None:
         write(files.source, *(line(each, body={"max_tokens": 5 + (each == changed)}) for each in "ab"))
         write(files.target, legacy(answer_line("a")), answer_line("b"))
-        with pytest.raises(BatchFileError, match=r"out.jsonl, line .: .*another request"):
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line .: .*a different request"):
             preflight(files)
 
     def test_a_duplicate_is_found_in_spite_of_earlier_versions(self, files: BatchOptions) -> None:
@@ -392,7 +392,7 @@ class TestPreflight:
     def test_a_file_that_is_not_an_output_is_an_error(self, files: BatchOptions) -> None:
         write(files.source, line("a"))
         write(files.target, b"hello\n", b"world")
-        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: not a line of a batch output"):
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: not a line of batch output"):
             preflight(files, Output(files.target))
         assert files.target.read_bytes() == b"hello\nworld"
 

@@ -131,8 +131,8 @@ class TestRequests:
             (b"\xef\xbb\xbf{", "not valid JSON: [^;]*$"),
             (b"Why is the sky blue?", r"not valid JSON: .*\. If each line is a prompt, .*--text"),
             (b'"Why is the sky blue?"', r"not a JSON object\. If each line is a prompt"),
-            (b"{} {}", "not valid JSON: more text at column 3"),
-            (json.dumps(line()).encode() + b"}", "not valid JSON: more text"),
+            (b"{} {}", "not valid JSON: extra text at column 3"),
+            (json.dumps(line()).encode() + b"}", "not valid JSON: extra text"),
             (b'{"custom_id": "\xff"}', "not valid UTF-8"),
             (b"[" * 100_000, "too deep"),
             (json.dumps(line()).replace("5", "[" * 300 + "]" * 300).encode(), "too deeply"),
@@ -677,6 +677,6 @@ class TestAnswers:
     )
     def test_an_invalid_answer_is_an_error_with_its_line(self, data: Any) -> None:
         raw = data if isinstance(data, bytes) else json.dumps(data).encode()
-        with pytest.raises(BatchFileError, match="not a line of a batch output") as caught:
+        with pytest.raises(BatchFileError, match="not a line of batch output") as caught:
             parse_answer("out.jsonl", 4, raw)
         assert caught.value.line == 4

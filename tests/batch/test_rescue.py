@@ -139,7 +139,7 @@ class TestOutput:
         count = f"{len(kept) + 1} of 3"
         assert str(caught.value) == (
             f"Another program {word} {target} while the batch was running. {count} answers are saved in "
-            f"{saved}. To continue, move this file to {target}, and run the same batch again."
+            f"{saved}. To continue, move this file to {target} and run the same batch again."
         )
         assert saved.stat().st_mode & 0o777 == 0o640
         assert re.fullmatch(r"out\.jsonl\.recovered-[0-9a-f]{8}", saved.name)

@@ -187,7 +187,7 @@ async def test_prompts_are_answered_and_continued(world: World, files: Files, *,
         )
         again = await run(client, files, emulator, **{**options, "text": False})
         assert (again.resumed, len(emulator.ledger)) == (2, 1)
-        with pytest.raises(BatchFileError, match="another request"):
+        with pytest.raises(BatchFileError, match="a different request"):
             await run(client, files, emulator, **{**options, "text": False, "system": None})
 
 
@@ -460,7 +460,7 @@ class TestFailures:
         files.write(100)
         async with world() as (emulator, client):
             emulator.add_fault(Fault("status", route="chat", status=503, skip=10, times=None))
-            with pytest.raises(EndpointError, match=r"does not answer \(for"):
+            with pytest.raises(EndpointError, match=r"does not respond \(for"):
                 await run(client, files, emulator)
             assert emulator.existing == ()
             emulator.clear_faults()

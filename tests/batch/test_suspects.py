@@ -211,7 +211,7 @@ class TestCulprits:
         server = Mortal(frozenset({0}))
         done = await work_on(tmp_path, 20, server, concurrency=1)
         (error,) = done.errors
-        assert "does not answer" in str(error)
+        assert "does not respond" in str(error)
         assert done.sink.failed == {0}
         assert server.crashes == 3
 

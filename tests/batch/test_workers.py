@@ -180,7 +180,7 @@ class TestErrorsInAnswers:
         )
         assert done.sink.lines == []
         (error,) = done.errors
-        assert "does not answer" in str(error)
+        assert "does not respond" in str(error)
         assert "the answer is an error: overloaded" in str(error)
         assert 180 < done.seconds < 260
 
@@ -242,8 +242,8 @@ class TestOutages:
         endpoint = Endpoint(random.Random(1), (1.0, 2.0), outages=[(5.0, 1e9, bad(style))])
         done = await work_on(tmp_path, 1000, endpoint, concurrency=concurrency)
         (error,) = done.errors
-        assert {"401": "rejects the API key", "429": "accepts no requests"}.get(
-            style, "does not answer"
+        assert {"401": "rejects the API key", "429": "does not accept requests"}.get(
+            style, "does not respond"
         ) in str(error)
         assert done.sink.failed == set()
         # What it asks to wait does not count as its failure.
@@ -270,7 +270,7 @@ class TestOutages:
         endpoint = ProbesOnly(random.Random(1), (1.0, 2.0), outages=outages)
         done = await work_on(tmp_path, 1000, endpoint, concurrency=concurrency)
         (error,) = done.errors
-        assert "answers only test requests" in str(error)
+        assert "answers test requests, but rejects all others" in str(error)
         assert done.sink.failed == set()
         assert 180 < done.seconds < (620 if style == "busy" else 300)
 
@@ -293,7 +293,7 @@ class TestOutages:
         hangs: dict[int, Reply | Failure | None] = dict.fromkeys(range(-1, 5000))
         done = await work_on(tmp_path, 5000, Endpoint(random.Random(1), (1.0, 2.0), hangs))
         (error,) = done.errors
-        assert "does not answer" in str(error)
+        assert "does not respond" in str(error)
         assert done.sink.lines == []
         assert done.seconds < TIMEOUT + 180 + TIMEOUT
 

@@ -156,8 +156,8 @@ def test_dry_run_bounds_what_can_be_written(served: Emulator, call: Call, tmp_pa
     image = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}
     write(tmp_path, 2, messages=[{"role": "user", "content": [image]}])
     done = call("--dry-run").stdout
-    assert "attachments         2, whose tokens are not known" in done
-    assert "without attachments, within the context" in done
+    assert "attachments         2, with an unknown number of tokens" in done
+    assert "not counting attachments, within the context" in done
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_bars_are_drawn_on_a_terminal(tmp_path: Path) -> None:
     assert "answers/s" in shown
     assert "16 in parallel on 1 instance" in shown
     assert "EUR so far" in shown
-    assert "160 of 160 · 100 %" in shown
+    assert "160 of 160 · 100%" in shown
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -296,7 +296,7 @@ def test_bars_fit_on_the_terminal(width: int) -> None:
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) == 5
-    assert "12,444 of 1,000,000 · 1 % · 99 failed" in lines[2]
+    assert "12,444 of 1,000,000 · 1% · 99 failed" in lines[2]
 
 
 @pytest.mark.sockets
@@ -382,8 +382,8 @@ UNRESOLVED = CortecsError("It is unknown whether a start created an instance")
         ([RECEIPT], LOST, (), {"cost": "about 0.50 EUR", "left running": "nothing", "left": "58"}),
         ([evolve(RECEIPT, cost=None)], LOST, (), {"cost": "unknown", "left running": "nothing"}),
         ([], LOST, (), {"cost": "none, because no instance was started", "left running": "nothing"}),
-        ([], UNRESOLVED, (), {"left running": "only what is named above"}),
-        ([RECEIPT], LOST, ("was lost",), {"left running": "only what is named above"}),
+        ([], UNRESOLVED, (), {"left running": "only the instances and starts named above"}),
+        ([RECEIPT], LOST, ("was lost",), {"left running": "only the instances and starts named above"}),
         ([RECEIPT], LOST, ("instance-1 was lost",), {"left running": "nothing"}),
         (
             [RECEIPT, evolve(RECEIPT, released=False, instance_id="instance-2")],

@@ -75,12 +75,12 @@ def test_a_name_in_other_spellings(name: str) -> None:
 def test_an_unknown_error_suggests_the_nearest(name: str) -> None:
     done = call_command("help", name)
     assert done.exit_code == 2
-    expected = f'Error: "{name}" is not an error of cortecs-async. Did you mean AmbiguousStartError?\n'
+    expected = f'Error: "{name}" is not a cortecs-async error. Did you mean AmbiguousStartError?\n'
     assert done.stderr.endswith(expected)
 
 
 def test_an_unknown_error_like_no_other_suggests_nothing() -> None:
-    assert call_command("help", "xyzzyError").stderr.endswith("is not an error of cortecs-async.\n")
+    assert call_command("help", "xyzzyError").stderr.endswith("is not a cortecs-async error.\n")
 
 
 @pytest.mark.parametrize(

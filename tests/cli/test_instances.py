@@ -179,9 +179,7 @@ class TestStart:
             terminal.press("\x03")
             assert terminal.wait() == 130
             (left,) = slow.billing
-            assert (
-                f"{left} is still starting, and is billed until you stop it.\nInterrupted." in terminal.text
-            )
+            assert f"{left} is still starting and is billed until you stop it.\nInterrupted." in terminal.text
             assert "Traceback" not in terminal.text
 
     def test_ctrl_c_warns_of_billing_even_with_quiet_and_json(self, slow: Emulator, tmp_path: Path) -> None:
@@ -193,7 +191,7 @@ class TestStart:
             terminal.press("\x03")
             assert terminal.wait() == 130
             (left,) = slow.billing
-            assert f"{left} is still starting, and is billed until you stop it.\n" in terminal.text
+            assert f"{left} is still starting and is billed until you stop it.\n" in terminal.text
             shown = terminal.text[terminal.text.index("{") : terminal.text.rindex("}") + 1]
             assert json.loads(shown)["instance_id"] == left
 
@@ -211,7 +209,7 @@ class TestStart:
             running.send(signal.SIGTERM)
             assert running.process.wait(timeout=30) == 143
             (left,) = slow.billing
-            assert f"{left} is still starting, and is billed until you stop it.\n" in running.output
+            assert f"{left} is still starting and is billed until you stop it.\n" in running.output
 
     @pytest.mark.parametrize("command", ["start", "restart"])
     def test_cancelled_request_warns_that_it_may_have_worked(

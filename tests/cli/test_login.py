@@ -102,7 +102,7 @@ def test_logout_removes_the_profile() -> None:
     ("name", "value", "expected"),
     [
         ("client_id", "\udcff", "client_id is not valid Unicode text"),
-        ("api_base_url", "http://user:t0p-s3cret@x", "must not have a user name or password"),
+        ("api_base_url", "http://user:t0p-s3cret@x", "cannot contain a user name or password"),
     ],
 )
 def test_values_are_checked_without_a_request_too(

@@ -19,7 +19,7 @@ PACKAGE = Path(cortecs_async.__file__).parent
 NOT_SHOWN = {"_cli", "_credentials.py", "_hints.py", "emulator", "integrations"}
 ONLY_IN_PROGRAMS = re.compile(
     r"[Tt]his AsyncCortecs |<AsyncCortecs |never closed|transport='aiohttp'|credential_provider|http_client|"
-    r"\(a query is params=\)|client\.instances\.start or|[Tt]his lease |Listing\(|"
+    r"\(pass a query as params=\)|client\.instances\.start or|[Tt]his lease |Listing\(|"
     r"disabled \((journal|guard)=|timedelta\(|anonymous=True|require_key=True|either profile or|<progress "
 )
 

@@ -166,7 +166,7 @@ async def test_clocks_that_are_apart(apart: timedelta, age: int, said: str | Non
 async def test_a_date_that_is_none_is_not_compared(date: str) -> None:
     findings = await found_with({"Date": date})
     assert findings["clock"] == Finding(
-        name="clock", ok=True, detail="not checked: the service sends no valid Date header"
+        name="clock", ok=True, detail="not checked: the service does not send a valid Date header"
     )
 
 
@@ -209,8 +209,8 @@ async def test_what_the_dead_left_is_counted_and_left_alone(world: World, journa
     async with world(journal="auto") as (_, client):
         findings = await found(client)
     assert wrong(findings) == set()
-    assert "2 journal(s) of processes that died" in findings["journal"].detail
-    assert "1 journal(s) on which a reaper is still working" in findings["journal"].detail
+    assert "2 journal(s) of dead processes" in findings["journal"].detail
+    assert "1 journal(s) that a reaper is still working on" in findings["journal"].detail
     assert "sweep --force" in findings["journal"].hint
     assert files(journals) == 4
     living.remove()
@@ -229,7 +229,7 @@ async def test_a_reaper_that_is_working_is_counted(world: World, journals: Path)
     held = JournalFile.create(journals, acquired)
     async with world(journal="auto") as (_, client):
         findings = await found(client)
-    assert findings["journal"].detail.endswith("; 1 journal(s) on which a reaper is still working")
+    assert findings["journal"].detail.endswith("; 1 journal(s) that a reaper is still working on")
     given_up.remove()
     held.remove()
 

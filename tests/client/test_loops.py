@@ -59,7 +59,7 @@ async def test_each_call_raises_at_once(world: World, name: str) -> None:
         # What another event loop would wait for in vain.
         client._wiring._leased.poller._has_leader = True
         await client.instances.ensure_locks[MODEL.replace("/", "--")].__aenter__()
-        with pytest.raises(errors.ConfigurationError, match="another event loop"):
+        with pytest.raises(errors.ConfigurationError, match="different event loop"):
             await CALLS[name](client)
         assert len(emu.requests) == number
         # The client still works in its own event loop.
@@ -81,7 +81,7 @@ async def test_a_lease_that_is_left_in_another_loop_is_left_to_others(
         ended = asyncio.new_event_loop()
         own, bound["loop"] = bound["loop"], ended
         if raised is None:
-            with pytest.raises(errors.ConfigurationError, match="another event loop"):
+            with pytest.raises(errors.ConfigurationError, match="different event loop"):
                 await inst.__aexit__(None, None, None)
         else:
             await inst.__aexit__(KeyError, raised, None)
@@ -94,7 +94,7 @@ async def test_a_lease_that_is_left_in_another_loop_is_left_to_others(
 @pytest.mark.sockets
 def test_a_lease_that_is_left_in_another_thread_is_released_in_its_own_loop(tmp_path: Path) -> None:
     async def leave(inst: InstanceLease) -> None:
-        with pytest.raises(errors.ConfigurationError, match="another event loop"):
+        with pytest.raises(errors.ConfigurationError, match="different event loop"):
             await inst.__aexit__(None, None, None)
 
     async def enter(emulator: Emulator) -> None:
@@ -157,7 +157,7 @@ def test_in_a_second_run(backend: str, tmp_path: Path) -> None:
 
         anyio.run(run, list_once, backend=backend)
         for name in ("enter", "list", "instance", "aclose"):
-            with pytest.raises(errors.ConfigurationError, match="another event loop"):
+            with pytest.raises(errors.ConfigurationError, match="different event loop"):
                 anyio.run(run, CALLS[name], backend=backend)
 
 

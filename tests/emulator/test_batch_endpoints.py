@@ -135,8 +135,16 @@ async def test_each_text_must_fit_the_context(http: Any, path: str, more: dict[s
         ("/responses", {"input": [{"type": "item_reference", "id": "x"}]}, "must be a message"),
         ("/responses", {"input": [{"content": "x"}]}, "role is required"),
         ("/responses", {"input": [{"role": "user"}]}, "content must be"),
-        ("/responses", {"input": [{"role": "user", "content": [{"type": {}, "text": ""}]}]}, "Every part"),
-        ("/responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "Every part"),
+        (
+            "/responses",
+            {"input": [{"role": "user", "content": [{"type": {}, "text": ""}]}]},
+            "Every content part",
+        ),
+        (
+            "/responses",
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "Every content part",
+        ),
         ("/responses", {"tools": [{"type": "function", "name": "f"}]}, "does not support tools"),
         ("/responses", {"background": True}, "does not support background"),
         ("/responses", {"previous_response_id": "resp-1"}, "does not support previous_response_id"),
@@ -154,7 +162,7 @@ async def test_each_text_must_fit_the_context(http: Any, path: str, more: dict[s
         ("/rerank", {"top_n": -1}, "top_n must be"),
         ("/score", {"text_1": None}, "text_1 must be a string or a list"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["a"]}, "as many as text_2"),
-        ("/score", {"text_2": ["a"] * 2049}, "at most 2048"),
+        ("/score", {"text_2": ["a"] * 2049}, "1 to 2048 items"),
     ],
 )
 async def test_malformed_requests_are_rejected(

@@ -13,7 +13,7 @@ from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._generation import text_choice, tokenize
 
 MODEL = "microsoft/phi-4"
-SAID = f'This is the cortecs_async emulator in place of {MODEL}, no model was run. You said: "Hello there"'
+SAID = f'This is the cortecs_async emulator in place of {MODEL}; no model was run. You said: "Hello there"'
 
 
 def chat(**more: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.sockets
 
 MODEL = "microsoft/phi-4"
 HELLO: Any = [{"role": "user", "content": "Hello there"}]
-SAID = f'This is the cortecs_async emulator in place of {MODEL}, no model was run. You said: "Hello there"'
+SAID = f'This is the cortecs_async emulator in place of {MODEL}; no model was run. You said: "Hello there"'
 
 
 @pytest.fixture

@@ -480,7 +480,7 @@ class TestNotJSON:
         assert type(error) is DecodeError
         assert "at $, a list was expected, but it is of type dict" in str(error)
         assert "v4lue" not in str(error)
-        assert "newer cortecs-async" in str(error)
+        assert "newer version of cortecs-async" in str(error)
         assert error.attempts == 1
         assert not error.outcome_unknown
 

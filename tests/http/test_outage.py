@@ -189,5 +189,5 @@ async def test_a_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyP
         async with AsyncCortecs(anonymous=True, max_retries=0) as client:
             with pytest.raises(errors.TransportError) as caught:
                 await client.models.list()
-    assert "(connection refused, through the proxy of HTTPS_PROXY)" in str(caught.value)
+    assert "(connection refused, through the proxy in HTTPS_PROXY)" in str(caught.value)
     assert "passw0rd" not in str(caught.value)

@@ -380,7 +380,7 @@ async def test_an_instance_that_does_not_answer_is_given_up(
         return [Result(failure=failure if item >= num_answered else None) for item in items]
 
     async with world() as (emu, client):
-        what = "rejected the workers' inference API key" if status == 401 else "not answered"
+        what = "rejected the workers' inference API key" if status == 401 else "not responded"
         with pytest.raises(errors.EndpointError, match=rf"has {what} for \d+ s: APIError: refused"):
             async with fan_out(refuse, range(400), [client.instance(MODEL)], max_attempts=1) as outcomes:
                 assert [outcome.item async for outcome in outcomes if outcome.error] == []
@@ -937,7 +937,7 @@ def test_a_changed_request_is_an_error_but_not_one_written_differently(tmp_path:
     with AnswerFile(source, target) as answers:
         assert answers.left == 0
     source.write_text(text.replace('{"n": 0}', '{"n": 5}'))
-    with pytest.raises(errors.BatchFileError, match=r"line 1 of .* but another request"):
+    with pytest.raises(errors.BatchFileError, match=r"line 1 of .* but a different request"):
         AnswerFile(source, target).__enter__()
     assert target.read_bytes() == whole
 

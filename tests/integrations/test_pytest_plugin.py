@@ -306,7 +306,7 @@ async def test_cleared(cortecs_emulator):
     )
     result.stdout.fnmatch_lines(
         [
-            "2 faults of test_*::test_unmet?asyncio? matched no request:",
+            "2 faults of test_*::test_unmet?asyncio? did not match any request:",
             "  Fault('drop', route='start', when='after', times=2)",
             "  Fault('delay', skip=9)",
             "*allow_unmet_faults=True*",
@@ -329,7 +329,7 @@ async def test_cleared(cortecs_emulator):
             "*cortecs_emulator: Unknown hardware type 'X' in capacity (known: *",
         ),
         ("cortecs_emulator(models='a')", "*cortecs_emulator: Invalid model name 'a' in models *"),
-        ("cortecs_emulator(allow_leaks='all')", "*allow_leaks must be False, 'stopped' or True, not 'all'"),
+        ("cortecs_emulator(allow_leaks='all')", "*allow_leaks must be False, 'stopped', or True, not 'all'"),
         (
             "cortecs_emulator(leak_grace='1h30')",
             '*cortecs_emulator: leak_grace "1h30" is invalid (examples: 90s, *',

@@ -166,7 +166,7 @@ async def test_an_owner_that_dies_before_it_speaks_is_reported_with_its_last_lin
     caplog.set_level("INFO", "cortecs_async.web")
     async with SharedInstance(MODEL, HARDWARE, pause=0.1) as shared:
         await until(lambda: not_ready(shared).reason == "failed")
-        assert not_ready(shared).detail == f"there is no owner process of the instance: {reason}"
+        assert not_ready(shared).detail == f"the instance has no owner process: {reason}"
         # Strangers see neither.
         assert str(not_ready(shared)) == "The model could not be started"
     assert "secret" not in caplog.text.replace("CORTECS_CLIENT_SECRET", "")

@@ -194,7 +194,7 @@ async def test_a_release_that_cannot_be_confirmed_stays_in_the_journal(world: Wo
 async def test_a_handle_of_another_account_is_not_taken_for_gone(world: World) -> None:
     async with world() as (_emu, client), world(client_id="somebody else") as (_, other):
         handle = await client.acquire(MODEL, HARDWARE)
-        with pytest.raises(errors.InvalidArgumentError, match="other credentials"):
+        with pytest.raises(errors.InvalidArgumentError, match="different credentials"):
             await other.release(handle)
         await client.release(handle)
 

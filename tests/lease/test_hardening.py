@@ -460,6 +460,6 @@ async def test_a_client_in_a_second_event_loop_is_told_so(world: World) -> None:
         await client.models.list()
         bound = client._wiring.http.loop._bound
         own, bound["loop"] = bound["loop"], object()
-        with pytest.raises(errors.ConfigurationError, match="another event loop"):
+        with pytest.raises(errors.ConfigurationError, match="different event loop"):
             await client.models.list()
         bound["loop"] = own

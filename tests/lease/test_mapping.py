@@ -361,7 +361,7 @@ async def test_a_cancelled_error_of_the_function_is_not_a_cancellation(inst: Ins
         # As from a future that was cancelled. The task was not.
         raise asyncio.CancelledError("closed")
 
-    with pytest.raises(RuntimeError, match="The function of a map raised CancelledError") as caught:
+    with pytest.raises(RuntimeError, match="The map function raised CancelledError") as caught:
         await inst.map(fail, range(3)).to_list()
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
     found = await inst.map(fail, range(3), return_exceptions=True).to_list()
@@ -376,7 +376,7 @@ async def test_a_call_that_cancels_its_own_task_fails(inst: InstanceHandle) -> N
         task.cancel()
         await asyncio.sleep(1)
 
-    with pytest.raises(RuntimeError, match="The function of a map raised CancelledError"):
+    with pytest.raises(RuntimeError, match="The map function raised CancelledError"):
         await inst.map(fail, range(3)).to_list()
 
 

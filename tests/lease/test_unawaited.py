@@ -261,7 +261,7 @@ async def test_a_lease_that_cannot_be_awaited_is_released_in_the_background(
     assert len(emu.ledger) == 1
     assert emu.existing == ()
     assert list(read_journals(journals)) == []
-    assert [each.levelname for each in caplog.records if "could not be left normally" in each.message] == [
+    assert [each.levelname for each in caplog.records if "did not end normally" in each.message] == [
         "WARNING"
     ]
 

@@ -181,7 +181,7 @@ def test_a_start_in_a_second_event_loop_leaves_no_promise(journals: Path, notes:
                 pytest.fail("entered")
 
     async def in_another_loop() -> None:
-        with pytest.raises(errors.ConfigurationError, match="another event loop"):
+        with pytest.raises(errors.ConfigurationError, match="different event loop"):
             async with client.instance(MODEL, HARDWARE):
                 pytest.fail("entered")
         notes.check()

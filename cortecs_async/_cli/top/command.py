@@ -22,10 +22,10 @@ from ..runtime import FAILED, import_optional, run_async, termination_signals
     help="Refresh this often (at least 1s), with one request each time.",
 )
 def top(interval: float) -> None:
-    """Monitor instances, costs and owners on a full screen.
+    """Monitor instances, costs, and owners in full screen.
 
-    Press q to close it, and ? for help. You can also stop and delete instances there, each after a
-    confirmation. Needs the extra `tui`.
+    Press q to close it, or ? for help. You can stop and delete instances, each after a
+    confirmation. Needs the `tui` extra.
     """
     if interval < 1:
         raise click.BadParameter("must be at least 1s", param_hint="--interval")

@@ -22,7 +22,7 @@ HELP = """\
 s   stop: ends billing, can be restarted
 d   delete: stops it and waits until it is gone
 r   refresh
-q   close top (or Ctrl-C): changes nothing
+q   close top (or Ctrl-C): does not affect instances
 
 Owners, according to the journals
 on this machine:

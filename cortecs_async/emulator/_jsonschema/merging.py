@@ -46,7 +46,7 @@ def _types(one: Any, other: Any) -> list[str]:
     found = [name for name in names if name in others or (name == "integer" and "number" in others)]
     found += [name for name in others if name == "integer" and "number" in names and name not in found]
     if not found:
-        raise UnsatisfiableError(f"no value has both the types {one} and {other}")
+        raise UnsatisfiableError(f"no value has both of the types {one} and {other}")
     return found
 
 
@@ -61,7 +61,9 @@ def _enums(one: list[Any], other: list[Any]) -> list[Any]:
 
 def _formats(one: str, other: str) -> str:
     if one != other:
-        raise UnsatisfiableError(f"'format': the emulator cannot write a text that is both {one} and {other}")
+        raise UnsatisfiableError(
+            f"'format': the emulator cannot write a string that is both {one} and {other}"
+        )
     return one
 
 

@@ -123,7 +123,7 @@ class Document:
             if ref in self._reachable(ref, same_value=True):
                 # JSON Schema does not define what this means.
                 raise ApiError(
-                    400, f"The JSON schema at {ref!r} refers to itself for the same value, without end."
+                    400, f"The JSON schema at {ref!r} refers to itself endlessly for the same value."
                 )
         self.recursive = frozenset(
             ref for ref in self._targets if ref in self._reachable(ref, same_value=False)

@@ -54,9 +54,11 @@ def write_value(document: Document, text: str) -> Any:
     try:
         return _Writer(document, text).write(document.root, "value", frozenset())
     except UnsatisfiableError as reason:
-        raise ApiError(400, f"The emulator finds no valid value for the JSON schema: {reason}.") from reason
+        raise ApiError(
+            400, f"The emulator could not find a valid value for the JSON schema: {reason}."
+        ) from reason
     except RecursionError as error:
-        raise ApiError(400, "The JSON schema is too deep for the emulator.") from error
+        raise ApiError(400, "The JSON schema is too deeply nested for the emulator.") from error
 
 
 class _Writer:
@@ -81,7 +83,7 @@ class _Writer:
                 continue
             if self._document.is_valid(value, schema):
                 return value
-        raise reason or UnsatisfiableError(f"nothing is valid for {name!r}")
+        raise reason or UnsatisfiableError(f"no value is valid for {name!r}")
 
     def _count_step(self) -> None:
         self._steps += 1
@@ -157,7 +159,7 @@ class _Writer:
                 return self._value_of_type(each, flat, name, refs)
             except UnsatisfiableError as error:
                 reason = reason or error
-        raise reason or UnsatisfiableError(f"nothing is valid for {name!r}")
+        raise reason or UnsatisfiableError(f"no value is valid for {name!r}")
 
     def _value_of_type(self, type_name: str, flat: Mapping[str, Any], name: str, refs: _Refs) -> Any:
         if type_name == "object":
@@ -213,7 +215,7 @@ class _Writer:
     def _item(self, found: Sequence[Any], schema: Schema, name: str, refs: _Refs, *, unique: bool) -> Any:
         if unique and len(found) == _MAX_DIFFERENT:
             raise UnsatisfiableError(
-                f"'uniqueItems': the emulator writes at most {_MAX_DIFFERENT} different items for {name!r}"
+                f"'uniqueItems': the emulator generates at most {_MAX_DIFFERENT} distinct items for {name!r}"
             )
         before = self._index
         try:
@@ -223,13 +225,15 @@ class _Writer:
                     return value
         finally:
             self._index = before
-        raise UnsatisfiableError(f"'uniqueItems': the emulator finds too few different items for {name!r}")
+        raise UnsatisfiableError(
+            f"'uniqueItems': the emulator could not generate enough distinct items for {name!r}"
+        )
 
     def _string(self, flat: Mapping[str, Any], name: str) -> str:
         least, most = int(flat.get("minLength", 0)), flat.get("maxLength", math.inf)
         if least > _MAX_STRING:
             raise UnsatisfiableError(
-                f"'minLength': the emulator cannot write {least} characters for {name!r}"
+                f"'minLength': the emulator cannot generate {least} characters for {name!r}"
             )
         if "format" in flat:
             return FORMATS[flat["format"]].write(self._index)
@@ -265,7 +269,7 @@ class _Writer:
     def _number(self, flat: Mapping[str, Any], name: str, *, whole: bool) -> float:
         for value in itertools.islice(_numbers(flat, whole=whole), self._index, None):
             return value
-        raise UnsatisfiableError(f"no number is found for {name!r}")
+        raise UnsatisfiableError(f"no number was found for {name!r}")
 
 
 def _numbers(flat: Mapping[str, Any], *, whole: bool) -> Iterator[float]:
