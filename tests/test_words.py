@@ -84,6 +84,10 @@ def test_every_entry_says_what_to_write_instead(word: dict[str, str]) -> None:
         ('"at " "the most"', "x.md:1: 'at"),
         ("'0' is no duration", "x.md:1: 'is no duration': say is not a"),
         ("Nobody waits.", "x.md:1: 'nobody': say name the actor"),
+        ("of another task than the one", "x.md:1: 'another task than': say a different"),
+        ("`A`, else `B`", "x.md:1: ', else': say or"),
+        ("less than 1 %. If so", "x.md:1: '1': say 30%"),
+        ("It starts\nnothing.", "x.md:1: 'starts nothing': say does not start"),
     ],
 )
 def test_a_word_of_the_list_is_found(text: str, found: str) -> None:
@@ -100,6 +104,10 @@ def test_a_word_of_the_list_is_found(text: str, found: str) -> None:
         "mindset",
         "goes on the next line",
         "besides",
+        "before any more requests",
+        "nothing was started; rather than `x`",
+        "else `x`",
+        "number // 60 % 24",
     ],
 )
 def test_similar_text_is_allowed(text: str) -> None:

@@ -117,7 +117,7 @@ class BatchMethods:
                 changed or removed while the batch was running.
             InvalidArgumentError: if another argument is invalid. Nothing was started.
             ConfigurationError: if there is no key, the transport is not available, or the input needs the
-                extra `zstd`. Nothing was started.
+                `zstd` extra. Nothing was started.
             BatchWriteError: if the output or a temporary file cannot be written, or another program removed
                 or changed the output. `path` is the file with the answers, or, for a temporary file, its
                 directory or an empty string.

@@ -93,7 +93,7 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
             has no free connection for a second, polls and releases open their own, with the proxy and
             certificate settings from the environment.
         transport: The library that sends the requests: `httpx` (default) or `aiohttp`. aiohttp uses about two
-            thirds of the CPU time, works only on asyncio, and needs the extra `aiohttp`.
+            thirds of the CPU time, works only on asyncio, and needs the `aiohttp` extra.
         max_connections: Maximum number of parallel requests. Default: 100. Further requests wait. Releases go
             first, and a fifth of the number is reserved for them. Polls do not wait.
         allow_insecure_http: True: allow plain http to other machines, for `api_base_url` and for the

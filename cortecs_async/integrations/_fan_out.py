@@ -121,7 +121,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         The iterator of the items gets 5 more seconds to clean up.
 
         Raises:
-            CortecsError: If a release failed. If the block raised, its exception gets a note.
+            CortecsError: If a release failed. If the block raised, a note is added to its exception instead.
             Exception: Likewise, if the iterator of the items raises while it is closed.
         """
         if self._main is None:

@@ -1,4 +1,4 @@
-"""Spans and metrics of leases. Needs the extra `opentelemetry`.
+"""Spans and metrics of leases. Needs the `opentelemetry` extra.
 
 The extra contains only the API. Your program sets up the OpenTelemetry SDK and its exporters. Without an SDK,
 nothing is recorded.

@@ -1,4 +1,4 @@
-"""A progress bar for starting instances. Needs the extra `cli`."""
+"""A progress bar for starting instances. Needs the `cli` extra."""
 
 from __future__ import annotations
 
