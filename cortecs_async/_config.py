@@ -104,15 +104,15 @@ class RetryPolicy:
     Give each time as seconds, a `timedelta`, or a string such as "1h30m". The attributes are seconds.
 
     Attributes:
-        max_retries: Retries after the first attempt. 0 for no retries. 429 responses do not count: they are
-            retried until `total_timeout`.
+        max_retries: Retries after the first attempt. Pass 0 to disable retries. 429 responses do not count:
+            they are retried until `total_timeout`.
         initial_backoff: Upper limit of the first random wait, in seconds. It doubles with every attempt.
         max_backoff: Highest upper limit of a random wait, in seconds.
         max_retry_after: Longest `Retry-After` to wait for, in seconds. If the service asks for more, the
             error is raised.
         total_timeout: Maximum seconds for one call, including all attempts and waits.
-        adoption_window: Seconds for which a lease searches for the instance of a start that timed out. If the
-            response was lost for any other reason, it searches for a sixth of this time.
+        adoption_window: Seconds for which a lease searches for the instance of a start request that timed
+            out. If the response was lost for any other reason, it searches for a sixth of this time.
 
     Example:
         policy = RetryPolicy(max_retries=2, total_timeout="1m")
@@ -142,12 +142,12 @@ class PollPolicy:
         min_interval: Shortest pause in seconds.
         max_interval: Longest pause in seconds. cortecs.ai's own client always waits 5 s.
         growth: The pause as a share of the time waited so far.
-        settle: Seconds after a start during which a poll that shows the instance stopped is ignored. A poll
-            that does not find the instance is ignored for six times as long.
+        settle: Seconds after starting an instance during which a poll that shows the instance stopped is
+            ignored. A poll that does not find the instance is ignored for six times as long.
         lost_interval: Seconds between two polls of a leased instance during the block.
         max_outage: Seconds of failing polls after which a wait raises the last error.
-        stall_timeout: Seconds without any change after which a start fails. None: only the start's deadline
-            counts.
+        stall_timeout: Seconds without any change after which starting fails. If None, only the
+            deadline counts.
 
     Example:
         policy = PollPolicy(max_interval=2.0, lost_interval="30s")
@@ -189,10 +189,11 @@ class Settings:
     def proxy(self) -> Proxy | None:
         """The proxy for the API base URL.
 
-        None for a loopback URL, because a proxy would send the request and its secrets off this machine.
+        The result is None for a loopback URL, because a proxy would send the request and its secrets off this
+        machine.
 
         Raises:
-            ConfigurationError: if the proxy cannot be used. The message names the variable.
+            ConfigurationError: if the proxy cannot be used. The message identifies the variable.
         """
         return None if self.is_loopback else self.environment.proxy_for(self.api_base_url)
 

@@ -41,8 +41,8 @@ class FoundKey:
     """An inference API key and its origin.
 
     Attributes:
-        origin: The name of the argument or variable, or the profile, for display. Empty if the key was typed
-            in.
+        origin: The name of the argument or variable, or the profile, for display, or an empty string if the
+            key was typed in.
     """
 
     value: Secret
@@ -55,10 +55,10 @@ class Sources:
 
     Attributes:
         origin: The origin of the credentials, for display.
-        missing: The reason there are no credentials; empty if there are some.
+        missing: The reason there are no credentials, or an empty string if there are some.
         missing_names: `client_id` and `client_secret`, if they are missing.
-        profile: The profile in use; None if the credentials come from elsewhere.
-        is_named: Whether the program named the profile, which then takes precedence over the environment.
+        profile: The profile in use, or None if the credentials come from elsewhere.
+        is_named: Whether the program selected the profile, which then takes precedence over the environment.
         is_anonymous: Whether the client was created with `anonymous=True`.
         credentials: The credentials, unless a provider must be called for them.
     """
@@ -78,7 +78,7 @@ class Sources:
             raise MissingCredentialsError(self.missing, missing=self.missing_names, profile=profile)
 
     def api_base_url(self) -> str:
-        """Return the base URL from the environment or the profile; empty for the default."""
+        """Return the base URL from the environment or the profile, or an empty string for the default."""
         variable = _variable("CORTECS_API_BASE_URL")
         own = self.profile.api_base_url if self.profile is not None else ""
         return (own or variable) if self.is_named else (variable or own)
@@ -90,7 +90,7 @@ class Sources:
         return f"the base URL of {self.profile}" if own and self.api_base_url() else "CORTECS_API_BASE_URL"
 
     def url_origin(self, url: str) -> str:
-        """Return the origin of this base URL; empty for the default or an argument."""
+        """Return the origin of this base URL, or an empty string for the default or an argument."""
         if self._has_url(url):
             return str(self.profile)
         return "CORTECS_API_BASE_URL" if _variable("CORTECS_API_BASE_URL").rstrip("/") == url else ""
@@ -129,7 +129,7 @@ class Sources:
         return found
 
     def inference_key_problem(self) -> str:
-        """Return the reason there is no usable inference API key; empty if there is one.
+        """Return the reason there is no usable inference API key, or an empty string if there is one.
 
         May wait for the system keyring.
         """
@@ -143,7 +143,7 @@ class Sources:
         return f"{_NO_KEY_SET}, or store it with `{_login(self.profile)}`" if self.profile else _NO_KEY_SET
 
     def inference_key_origin(self) -> str:
-        """Return the origin of the inference API key; empty if there is none."""
+        """Return the origin of the inference API key, or an empty string if there is none."""
         if self.is_named and self.profile is not None and self.profile.has("api_key"):
             return str(self.profile)
         variable = next(filter(_variable, INFERENCE_KEY_VARIABLES), "")
@@ -168,7 +168,7 @@ class Sources:
             yield FoundKey(key, str(self.profile))
 
     def key_problem(self, found: FoundKey) -> str:
-        """Return the reason a key cannot be valid, without showing it; empty if nothing is wrong with it."""
+        """Return the reason a key cannot be valid, without showing the key, or an empty string."""
         key = found.value.reveal()
         what = f"The inference API key {f'from {found.origin}' if found.origin else 'that you entered'}"
         if has_line_break(key):
@@ -262,7 +262,7 @@ def resolve_sources(
 
     The environment completes the arguments. A profile is used as a whole or not at all, because a client id
     from one place and a secret from another would not match. An anonymous client uses a profile only for its
-    base URL, and only if the profile is named.
+    base URL, and only if the profile was selected.
 
     Raises:
         ConfigurationError: if the arguments contradict each other, a value cannot be valid, or the config

@@ -46,7 +46,7 @@ def _cell(value: object) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Format a duration as the client accepts it: `42s`, `1m30s`, `2h05m`; empty if it is infinite."""
+    """Format a duration as the client accepts it, such as `1m30s`, or an empty string if infinite."""
     if not math.isfinite(seconds):
         return ""
     whole = round(seconds)
@@ -57,7 +57,7 @@ def duration_text(seconds: float) -> str:
 
 
 def time_text(moment: float) -> str:
-    """Format a Unix time in UTC; empty if it is out of range for dates."""
+    """Format a Unix time in UTC, or an empty string if it is out of range for dates."""
     try:
         return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S}"
     except (ValueError, OverflowError, OSError):
@@ -65,12 +65,12 @@ def time_text(moment: float) -> str:
 
 
 def money_text(amount: float | None, currency: str) -> str:
-    """Format a cost; empty if it is unknown."""
+    """Format a cost, or an empty string if it is unknown."""
     return "" if amount is None else f"{amount:.2f} {currency}".rstrip()
 
 
 def price_text(price: float | None, currency: str) -> str:
-    """Format a price, which can be less than a cent; empty if it is unknown."""
+    """Format a price, which can be less than a cent, or an empty string if it is unknown."""
     return "" if price is None else f"{price:.4g} {currency}".rstrip()
 
 

@@ -68,7 +68,7 @@ def duration_problem(value: Any, *, at_least: float | None = None) -> str | None
 
     Args:
         value: The value as it was typed.
-        at_least: The minimum number of seconds; None for anything positive.
+        at_least: The minimum number of seconds, or None to allow anything positive.
     """
     if isinstance(value, str):
         try:

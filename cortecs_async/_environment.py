@@ -63,13 +63,13 @@ class Proxy:
 
 @frozen(kw_only=True)
 class Environment:
-    """The proxy and certificate settings from the environment. Without arguments: none.
+    """The proxy and certificate settings from the environment. Without arguments, it has no settings.
 
     Attributes:
         proxies: The proxies by the scheme of the request: `http`, `https`, or `all`.
-        no_proxy: The readable entries in NO_PROXY.
-        cafile: Absolute path of SSL_CERT_FILE; None if it is not set.
-        capath: Absolute paths of SSL_CERT_DIR, separated by colons; None if it is not set.
+        no_proxy: The parsed entries in NO_PROXY.
+        cafile: Absolute path of SSL_CERT_FILE, or None if it is not set.
+        capath: Absolute paths of SSL_CERT_DIR, separated by colons, or None if it is not set.
     """
 
     proxies: Mapping[str, Proxy] = field(factory=dict)
@@ -81,8 +81,8 @@ class Environment:
     def read(cls) -> Self:
         """Read the environment.
 
-        Entries in NO_PROXY that cannot be read and directories in SSL_CERT_DIR that do not exist are skipped
-        with a warning.
+        Entries in NO_PROXY that cannot be parsed and directories in SSL_CERT_DIR that do not exist are
+        skipped with a warning.
         """
         from urllib.request import getproxies  # noqa: PLC0415  (slow to import)
 
@@ -126,7 +126,7 @@ class Environment:
         """Return the proxy for requests to this URL, or None.
 
         Raises:
-            ConfigurationError: if the proxy cannot be used. The message names the variable.
+            ConfigurationError: if the proxy cannot be used. The message identifies the variable.
         """
         scheme = urlsplit(url).scheme
         proxy = self.proxies.get(scheme) or self.proxies.get("all")
@@ -137,10 +137,10 @@ class Environment:
         return proxy
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """Return a TLS context that trusts these certificates; None if the environment does not set any.
+        """Return a TLS context that trusts these certificates, or None if the environment does not set any.
 
         Raises:
-            ConfigurationError: if the certificates cannot be loaded. The message names the variable.
+            ConfigurationError: if the certificates cannot be loaded. The message identifies the variable.
         """
         import ssl  # noqa: PLC0415  (slow to import)
 
@@ -227,7 +227,7 @@ def _proxy_problem(proxy: Proxy) -> str | None:
 
 
 def split_url(url: str) -> SplitResult | None:
-    """Return the parts of a URL; None if it is not a URL."""
+    """Return the parts of a URL, or None if it is not a URL."""
     # Programs disagree about where a URL with such a character ends.
     if _NOT_IN_URL.search(url):
         return None
@@ -243,7 +243,7 @@ _Rule = tuple[str, IPv4Network | IPv6Network | str, int | None]
 
 
 def _readable(entries: Iterable[str]) -> Iterable[str]:
-    """Return the readable entries in NO_PROXY."""
+    """Return the parsed entries in NO_PROXY."""
     for entry in filter(None, entries):
         try:
             _parse(entry)

@@ -11,8 +11,8 @@ from ._public import publish
 class CortecsError(Exception):
     """The base class of all errors in this package.
 
-    Why: The message says what happened. If the class is `CortecsError` itself, a start may have created an
-    instance that is still billed.
+    Why: The message says what happened. If the class is `CortecsError` itself, a start request may have
+    created an instance that is still billed.
 
     What to do: Catch the classes you can handle, and this one to report everything else. Errors keep their
     attributes when you pickle or copy them.
@@ -43,7 +43,7 @@ class ConfigurationError(CortecsError, ValueError):
     Why: A client argument, an environment variable, a profile, or a package is missing or invalid. For
     example, the base URL uses plain http. Nothing was started.
 
-    What to do: Change the setting named in the message. `client.diagnose()` and `cortecs-async doctor` check
+    What to do: Change the setting given in the message. `client.diagnose()` and `cortecs-async doctor` check
     your setup.
 
     Example:
@@ -60,12 +60,12 @@ class MissingCredentialsError(ConfigurationError):
     Why: They were not passed to the client, and they are not set in the environment or in a profile. No
     request was sent.
 
-    What to do: Set `CORTECS_CLIENT_ID` and `CORTECS_CLIENT_SECRET`, or run `cortecs-async login`. To read
-    only models and prices, pass `anonymous=True`.
+    What to do: Set `CORTECS_CLIENT_ID` and `CORTECS_CLIENT_SECRET`, or run `cortecs-async login`. If you only
+    need models and prices, pass `anonymous=True`.
 
     Attributes:
         missing: The missing values: `client_id`, `client_secret`, or both.
-        profile: The profile they are missing from; empty if no profile is used.
+        profile: The profile they are missing from, or an empty string if no profile is used.
 
     Example:
         try:
@@ -86,7 +86,7 @@ class InvalidArgumentError(CortecsError, ValueError):
 
     Why: Its value has the wrong type, is out of range, or contradicts another argument. No request was sent.
 
-    What to do: Correct the argument named in the message.
+    What to do: Correct the argument given in the message.
 
     Example:
         try:
@@ -114,10 +114,10 @@ class ClientClosedError(CortecsError, RuntimeError):
 
 
 class JournalError(CortecsError, OSError):
-    """The journal, the record of your starts on this machine, cannot be used.
+    """The journal, the record of your start requests on this machine, cannot be used.
 
     Why: The state directory is not a directory, is full, or belongs to another user. `sweep`, `orphans`, and
-    `owners` need it. With `journal="required"`, every start needs it, and nothing was started.
+    `owners` need it. With `journal="required"`, every start request needs it, and nothing was started.
 
     What to do: Set `state_dir=` or `CORTECS_STATE_DIR` to a directory you own.
 
@@ -166,7 +166,7 @@ class PriceUnknownError(CortecsError, ValueError):
 class RequestError(CortecsError):
     """A request to the service failed.
 
-    Why: The message names the request and the cause. The subclass tells you whether a response arrived.
+    Why: The message gives the request and the cause. The subclass tells you whether a response arrived.
 
     What to do: If `outcome_unknown` is true, check what the request did before you send it again.
 
@@ -214,8 +214,8 @@ class TransportError(RequestError):
 class RequestTimeoutError(TransportError, TimeoutError):
     """No response arrived in time.
 
-    Why: The service or the network is slow, or the service stayed busy until a start timed out. Requests
-    that are safe to repeat were retried. This is also a `TimeoutError`.
+    Why: The service or the network is slow, or the service stayed busy until a start request timed out.
+    Requests that are safe to repeat were retried. This is also a `TimeoutError`.
 
     What to do: Try again later, or increase `timeout` or `start_timeout`.
 
@@ -228,7 +228,7 @@ class RequestTimeoutError(TransportError, TimeoutError):
 
 
 class DecodeError(RequestError):
-    """The service's response cannot be read.
+    """The service's response could not be parsed.
 
     Why: It is not JSON, or does not have the documented shape. Often the base URL is wrong, or a proxy
     responded instead of the service.
@@ -252,7 +252,7 @@ class APIStatusError(RequestError):
 
     Attributes:
         status_code: HTTP status.
-        body: The start of the response body, at most 300 characters, with secrets replaced by `***`.
+        body: The first 300 characters of the response body, with secrets replaced by `***`.
         request_id: The response's `x-request-id`, or None if it has none.
         retry_after: The number of seconds the service asked you to wait, or None.
 
@@ -296,7 +296,7 @@ class BadRequestError(APIStatusError):
     """The service rejected the request (400).
 
     Why: The model, the hardware type, or the instance is unknown, or the instance has the wrong status. If
-    this was a start, nothing was started.
+    this was a start request, nothing was started.
 
     What to do: Check the ids with `client.models.list()`, `client.hardware_types.list()`, and
     `client.instances.list()`.
@@ -335,7 +335,7 @@ class AuthenticationError(APIStatusError):
 class InsufficientBalanceError(APIStatusError):
     """The account's balance is used up (402).
 
-    Why: The balance is too low for this request. If this was a start, nothing was started.
+    Why: The balance is too low for this request. If this was a start request, nothing was started.
 
     What to do: Top up your account on cortecs.ai.
 
@@ -406,9 +406,10 @@ class ConflictError(APIStatusError):
 class UnprocessableEntityError(APIStatusError):
     """The service rejected a value in the request (422).
 
-    Why: An argument has a value that the service does not accept. If this was a start, nothing was started.
+    Why: An argument has a value that the service does not accept. If this was a start request, nothing was
+    started.
 
-    What to do: Correct the value named in the message. `body` may contain details.
+    What to do: Correct the value given in the message. `body` may contain details.
 
     Example:
         try:
@@ -445,7 +446,7 @@ class ServerError(APIStatusError):
     Why: The cause is in the service or in a proxy in front of it. Requests that are safe to repeat were
         retried.
 
-    What to do: Try again later. If it was a start, check `outcome_unknown` first.
+    What to do: Try again later. If it was a start request, check `outcome_unknown` first.
 
     Example:
         try:
@@ -499,12 +500,12 @@ def error_class_for(status_code: int) -> type[APIStatusError]:
 class LifecycleError(CortecsError):
     """An instance could not be started, used, or released.
 
-    Why: The message names the instance and the cause. The subclass tells you which step failed.
+    Why: The message gives the instance and the cause. The subclass tells you which step failed.
 
     What to do: Follow the advice for the subclass. `cortecs-async show ID` prints the status of the instance.
 
     Attributes:
-        instance_id: Id of the instance; empty if unknown.
+        instance_id: Id of the instance, or an empty string if unknown.
 
     Example:
         try:
@@ -538,7 +539,7 @@ class StartFailedError(LifecycleError):
 class StartTimeoutError(LifecycleError, TimeoutError):
     """The instance was not running in time.
 
-    Why: The start took longer than `start_timeout`, or made no progress for the `stall_timeout` of the
+    Why: Starting took longer than `start_timeout`, or made no progress for the `stall_timeout` of the
     `PollPolicy`. A lease deletes the instance; `wait_until_running` does not. This is also a `TimeoutError`.
 
     What to do: Increase `start_timeout`, or try a different hardware type. Large models take longer.
@@ -621,9 +622,9 @@ class LeaseExpiredError(LifecycleError, TimeoutError):
 class AmbiguousStartError(CortecsError):
     """It is unclear which new instance is yours, and yours may be billed.
 
-    Why: The connection broke after a start was sent, and several new instances match it. Another program
-    started the same model at about the same time. None of the instances was touched, because some may not be
-    yours.
+    Why: The connection broke after a start request was sent, and several new instances match it. Another
+    program started the same model at about the same time. None of the instances was touched, because some may
+    not be yours.
 
     What to do: Find yours with `client.instances.list()` or `cortecs-async ls` and stop it. `tag_starts=True`
     avoids this error.
@@ -650,11 +651,11 @@ class BatchFileError(InvalidArgumentError):
     Why: The file is missing, a line is invalid, or the output belongs to another batch. Nothing was started,
     unless the input changed while the batch was running.
 
-    What to do: Correct the line named in the message, or choose a different output file.
+    What to do: Correct the line given in the message, or choose a different output file.
 
     Attributes:
         path: The path of the file.
-        line: The line number, starting at 1; None if the problem is not in one line.
+        line: The line number, starting at 1, or None if the problem is not in one line.
 
     Example:
         try:

@@ -291,7 +291,7 @@ def explain_argument(
 
 
 def did_you_mean(names: Sequence[str]) -> str:
-    """Return a sentence that suggests these names; empty without names."""
+    """Return a sentence that suggests these names, or an empty string without names."""
     return f"Did you mean {any_of(names)}?" if names else ""
 
 

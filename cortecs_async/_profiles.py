@@ -44,13 +44,13 @@ _KEYS = (*_TEXTS, "keyring")
 _HEADER = "# The profiles of cortecs-async, written by `cortecs-async login`.\n"
 _PLAIN = "# The secrets are stored in this file as plain text: do not share it.\n"
 
-# Files and keys already named in a warning.
+# Files and keys already listed in a warning.
 _named: set[tuple[str, str]] = set()
 
 
 @frozen(kw_only=True)
 class Profile:
-    """A profile in the config file. Texts that are not set are empty.
+    """A profile in the config file. Unset strings are empty.
 
     Attributes:
         name: Its name.
@@ -113,7 +113,8 @@ class Profile:
 def config_file() -> Path | None:
     """Return the path of the config file: CORTECS_CONFIG_FILE, or the file in the user's config directory.
 
-    Return None for no file: the variable is `/dev/null`, or the user does not have a home directory.
+    Return None if there is no file because the variable is `/dev/null`, or the user does not have a home
+    directory.
     """
     chosen = os.environ.get("CORTECS_CONFIG_FILE", "").strip()
     if chosen:
@@ -137,10 +138,10 @@ def load_profile(name: str | None = None) -> Profile | None:
     """Return a profile in the config file: `name`, or the one in CORTECS_PROFILE, or `default`.
 
     Returns:
-        None if there is no `default` profile and no profile is named.
+        None if there is no `default` profile and no profile is selected.
 
     Raises:
-        ConfigurationError: if the named profile does not exist, or the file is not safe to use, cannot be
+        ConfigurationError: if the selected profile does not exist, or the file is not safe to use, cannot be
             read, or has an error.
     """
     named = name or os.environ.get("CORTECS_PROFILE", "").strip()

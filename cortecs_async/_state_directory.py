@@ -33,10 +33,10 @@ _MAX_SIZE = 256 << 20
 # The user id that a container shows for files of users unknown to it.
 _OVERFLOW_UID = 65534
 
-# Maximum number of files named in one warning.
+# Maximum number of files listed in one warning.
 _MAX_NAMED = 10
 
-# The directory, name, and problem of each file already named in a warning.
+# The directory, name, and problem of each file already listed in a warning.
 _named: set[tuple[Path, str, str]] = set()
 
 

@@ -29,17 +29,17 @@ class LeaseInfo:
 
     Attributes:
         operation: The client method that created the lease.
-        model: The model's Hugging Face name. Empty while unknown.
-        hardware_type_id: Hardware type. None while unknown.
-        num_workers: Number of workers. None while unknown.
-        instance_id: Id of the instance. None while unknown.
+        model: The model's Hugging Face name, or an empty string while unknown.
+        hardware_type_id: Hardware type, or None while unknown.
+        num_workers: Number of workers, or None while unknown.
+        instance_id: Id of the instance, or None while unknown.
         source: The origin of the instance. `started`; `adopted`: started, but the response was lost and the
-            instance was found afterwards; `restarted`; or `found`: it was already running. None while
-            unknown.
-        request_id: The service's id for the start request. None if it did not send one.
-        cost: Estimated cost, at the end of the lease. None if no price is known, or if the instance was
-            `found`, because its owner pays for it.
-        currency: The currency of `cost`, as named by the service.
+            instance was found afterwards; `restarted`; or `found`: it was already running. The value is None
+            while unknown.
+        request_id: The service's id for the start request, or None if it did not send one.
+        cost: Estimated cost, set at the end of the lease, or None if no price is known, or if the instance
+            was `found`, because its owner pays for it.
+        currency: The currency of `cost`, as reported by the service.
 
     Example:
         class Bill(Telemetry):
@@ -74,7 +74,7 @@ class PhaseEnd:
         seconds: Duration of the phase.
         elapsed: Seconds since the lease began. At the end of `wait`, this is the time until the instance was
             running.
-        error: The exception. None if the outcome is `ok` or `abandoned`. If it does not come from this
+        error: The exception, or None if the outcome is `ok` or `abandoned`. If it does not come from this
             package, its text may contain secrets.
         redact: A function that returns a text without the secrets used by the client: credentials, tokens,
             and inference API keys.
@@ -103,11 +103,11 @@ class RequestRetry:
     Attributes:
         method: HTTP method.
         route: Path below the API base URL, with `{id}` in place of an id.
-        status: HTTP status of the response. None if there was no response.
+        status: HTTP status of the response, or None if there was no response.
         reason: The status, or how the request failed: `timed out`, `lost`, `not sent`, `unreadable`.
         attempt: Number of times it has been sent so far.
         wait: Seconds until it is sent again.
-        request_id: Request id of the response. None if it has none.
+        request_id: Request id of the response, or None if it has none.
 
     Example:
         class Retries(Telemetry):
@@ -154,7 +154,8 @@ class Telemetry:
         Args:
             phase: The phase.
             lease: The current state of the lease.
-            parent: The value this method returned for the phase `lease`. None for that phase itself.
+            parent: The value this method returned for the phase `lease`. None is passed for that phase
+                itself.
 
         Returns:
             Any value. It is passed to `end`.

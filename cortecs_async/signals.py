@@ -20,11 +20,11 @@ from ._hints import hinted
 class cancel_on_sigterm:  # noqa: N801  (used as a function is)
     """Cancel a block of code when SIGTERM arrives: `async with cancel_on_sigterm():`.
 
-    SIGTERM cancels the block, and its instances are released. Then `SystemExit` ends the program with status
+    SIGTERM cancels the block, and its instances are released. Then `SystemExit` exits the program with status
     143, which shells report for SIGTERM. Further signals have no effect. Use this in the main thread, around
     your whole program.
 
-    Without it, SIGTERM ends a Python program immediately. The reaper then releases the instances a few
+    Without it, SIGTERM kills a Python program immediately. The reaper then releases the instances a few
     seconds later, without a receipt. SIGKILL always has that effect.
 
     Do not use it in a server with its own signal handlers (uvicorn, hypercorn, gunicorn). There, release

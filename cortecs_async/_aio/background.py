@@ -1,4 +1,4 @@
-"""Work in the background of an event loop, without a task group."""
+"""Background tasks for an event loop, without a task group."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from .synchronization import Broadcast
 
 
 class BackgroundTask:
-    """Work in the background, without a task group. Call `stop` to end the work. Its errors are logged.
+    """A background task, without a task group. Call `stop` to cancel it. Its errors are logged.
 
-    It is cancelled when the event loop ends. Work that must finish uses `run_uncancellable`. Any task can
-    stop it and wait for its end, whereas a task group can be left only by the task that entered it.
+    The task is cancelled when the event loop ends. Work that must finish uses `run_uncancellable`. Any task
+    can stop it and wait until it has ended, whereas a task group can be left only by the task that entered
+    it.
 
     Args:
         work: The function to run.
@@ -73,7 +74,7 @@ class BackgroundTask:
 
 
 class UnawaitedTasks:
-    """Work in a client's event loop, for code that cannot await. `join` waits for it."""
+    """Runs work in a client's event loop, for code that cannot await. `join` waits for it."""
 
     def __init__(self, loop: LoopBinding) -> None:
         self._loop = loop
@@ -112,7 +113,7 @@ class UnawaitedTasks:
 
 
 class _Start:
-    """Work that begins soon. If it is dropped before that, its event loop was closed."""
+    """Work scheduled to begin soon. If it is dropped before that, its event loop was closed."""
 
     def __init__(self, work: Callable[[], Awaitable[None]], if_loop_ended: Callable[[], object]) -> None:
         self.number = object()

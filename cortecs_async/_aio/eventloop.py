@@ -61,7 +61,7 @@ class LoopBinding:
 
     @property
     def bound(self) -> object:
-        """The event loop of the client; None before its first use."""
+        """The event loop of the client, or None before its first use."""
         return self._bound.get("loop")
 
     def call_soon(self, callback: Callable[[], object]) -> bool:

@@ -3,7 +3,7 @@
 `asyncio.run` cancels the main task at the first Ctrl-C. At the next one, it raises KeyboardInterrupt in
 whatever code the event loop is running. Between two task steps, this loses the wake-up the loop was about to
 deliver: the waiting task never runs again, `asyncio.run` waits for that task forever, and the reaper waits
-for this process to end.
+for this process to exit.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SigintGuard:
         """Start handling Ctrl-C, because something must be released.
 
         Returns:
-            The guard to `release` afterwards. None if `asyncio.run` does not handle Ctrl-C here.
+            The guard to `release` afterwards, or None if `asyncio.run` does not handle Ctrl-C here.
         """
         if threading.current_thread() is not threading.main_thread():
             return None

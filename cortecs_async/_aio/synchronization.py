@@ -111,7 +111,7 @@ class Mutex:
 
 @define(eq=False)
 class Backoff:
-    """Pauses that double with every failure, from `first` up to `limit` seconds."""
+    """Exponential backoff: pauses double with each failure, from `first` up to `limit` seconds."""
 
     first: float
     limit: float

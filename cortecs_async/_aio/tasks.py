@@ -1,4 +1,4 @@
-"""Run work to its end in its own task, even if the caller is cancelled.
+"""Run work to completion in its own task, even if the caller is cancelled.
 
 In a cancelled anyio scope, every await in a `finally` is cancelled too. A shield prevents that, but not a
 second `task.cancel()`. Work in its own task, which no other code knows about, is safe from both. The caller
@@ -89,7 +89,7 @@ def redeliver_cancellation(interruption: BaseException, cause: BaseException) ->
 
 
 class DetachedTask(Generic[T]):
-    """Work in its own task, which continues even if the caller of `run` is cancelled. `cancel` ends it."""
+    """Runs work in its own task, even after the caller of `run` is cancelled. `cancel` stops the work."""
 
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
         self._work = work
@@ -171,7 +171,7 @@ def check_awaitable(name: str, function: object, returned: Any) -> Awaitable[Any
 
 
 class UserTask(Generic[T]):
-    """User code in its own task, without a task group. `cancel` cancels it once.
+    """Runs user code in its own task, without a task group. `cancel` cancels it once.
 
     A cancelled anyio scope cancels its tasks in every iteration of the loop. On asyncio, whose users do not
     expect this, each `await` in a `finally` would be cancelled too. So this uses `Task.cancel` on asyncio and

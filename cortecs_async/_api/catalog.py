@@ -60,7 +60,7 @@ class HardwareConfig:
     Attributes:
         hardware_type_id: The hardware type.
         params: Options for the inference server. Only `--max-model-len` is known, and its older name
-            `max_context_length`, which is also read outside `params`.
+            `max_context_length`, which can also be outside `params`.
         requirements: The model's requirements. The keys are undocumented.
 
     Example:
@@ -75,10 +75,10 @@ class HardwareConfig:
 
     @property
     def max_context_length(self) -> int | None:
-        """The longest context on this hardware, in tokens. None if the service does not return it.
+        """The longest context on this hardware, in tokens, or None if the service does not return it.
 
-        It is read from `--max-model-len` or the older `max_context_length` in `params`. The value can also be
-        text (`"32768"`).
+        It is taken from `--max-model-len` or the older `max_context_length` in `params`. The value can also
+        be text (`"32768"`).
         """
         values = (_to_tokens(self.params.get(name)) for name in ("--max-model-len", "max_context_length"))
         return next((value for value in values if value is not None), None)
@@ -143,12 +143,12 @@ class HardwareType(Row):
 
     @property
     def price_per_minute(self) -> float | None:
-        """The price of the set per minute, in `currency`. None if it is unclear.
+        """The price of the set per minute, in `currency`, or None if it is unclear.
 
-        A key of `price_info` is read only if all of its words are known. It must contain "minute", "hour", or
+        A key of `price_info` is used only if all of its words are known. It must contain "minute", "hour", or
         "hourly" once. It can also contain "price", "cost", "rate", "per", and "in"; "eur" or "usd", unless
         that contradicts `currency`; and "cent", "cents", or "ct", which divide the price by 100. For example,
-        `price_per_minute`, `pricePerMinute`, and `EUR/minute` are read. `price_per_gpu_minute` and
+        `price_per_minute`, `pricePerMinute`, and `EUR/minute` are used. `price_per_gpu_minute` and
         `setup_cost_per_hour` are not. The value must be a number and cannot be negative.
 
         If there is only a price per hour, this is a sixtieth of it. The price is unclear if prices for the
@@ -158,16 +158,16 @@ class HardwareType(Row):
 
     @property
     def price_per_hour(self) -> float | None:
-        """The price of the set per hour, in `currency`. None if it is unclear.
+        """The price of the set per hour, in `currency`, or None if it is unclear.
 
-        Hourly billing uses it. It is read in the same way as `price_per_minute` and is not necessarily 60
+        Hourly billing uses it. It is parsed in the same way as `price_per_minute` and is not necessarily 60
         times as much. If there is only a price per minute, this is 60 times that price.
         """
         return read_price(self.price_info, "hour")
 
     @property
     def currency(self) -> str:
-        """The currency of the price. Empty if the service does not return it."""
+        """The currency of the price, or an empty string if the service does not return it."""
         currency = self.price_info.get("currency")
         return currency if isinstance(currency, str) else ""
 

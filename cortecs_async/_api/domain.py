@@ -3,7 +3,7 @@
 The fields follow the published API reference (docs.cortecs.ai, section API).
 
 To add a field, for example to `Instance`, add it here with its name in the JSON, an annotation and a default.
-`wire.py` then reads it; without a default, a response that does not contain the field is rejected. Then add
+`wire.py` then parses it; without a default, a response that does not contain the field is rejected. Then add
 it to the emulator's responses and to the payloads in `tests/api/test_wire.py`.
 """
 
@@ -17,7 +17,8 @@ from attrs import frozen
 from .._display import Row, Share, duration_text, joined
 from .._hints import hinted
 
-# Tokens: the context length if a start does not set one and the model does not allow less (documented).
+# Tokens: the context length if the start request does not set one and the model does not allow less
+# (documented).
 DEFAULT_CONTEXT_LENGTH = 32_000
 
 
@@ -67,9 +68,9 @@ class InstanceStatus:
 
     Attributes:
         status: `pending`, `running`, or `stopped`. The service may use other, undocumented statuses.
-        started_at: The time the instance was initialized, by the service's clock. None before that, or if the
-            value is not a timestamp.
-        stopped_at: The time the instance was stopped, by the service's clock. None if it was not stopped.
+        started_at: The time the instance was initialized, by the service's clock. The value is None before
+            that, or if the service's value is not a timestamp.
+        stopped_at: The time the instance was stopped, by the service's clock, or None if it was not stopped.
 
     Example:
         instance = await client.instances.get(instance_id)
@@ -86,7 +87,7 @@ class InitProgress:
     """The initialization progress of a worker.
 
     Attributes:
-        current_step: From 1 to `num_steps`. 0 if the service does not report it.
+        current_step: From 1 to `num_steps`, or 0 if the service does not report it.
         num_steps: The number of steps, 5 in the API reference. It is undocumented what a step is and how long
             it takes.
         description: The service's description of the current step.
@@ -110,7 +111,7 @@ class WorkerStatus:
     """The state of one worker.
 
     Attributes:
-        init_progress: Its initialization progress. None once the worker is stopped.
+        init_progress: Its initialization progress, or None once the worker is stopped.
 
     Example:
         instance = await client.instances.get(instance_id)
@@ -128,11 +129,11 @@ class Instance(Row):
 
     Attributes:
         instance_id: The id of the instance.
-        base_url: The URL of its OpenAI-compatible endpoint. It ends in `/v1`. None until the instance is
-            initialized, or if the value is not a string.
+        base_url: The URL of its OpenAI-compatible endpoint. It ends in `/v1`. The value is None until the
+            instance is initialized, or if the value is not a string.
         instance_args: The arguments it was started with.
         instance_status: Its state when the snapshot was taken.
-        worker_statuses: The state of each worker. Can be empty.
+        worker_statuses: The state of each worker. The list can be empty.
 
     Example:
         instance = await client.instances.get(instance_id)
@@ -183,7 +184,7 @@ class Progress(Row):
 
     Attributes:
         instance: The snapshot that showed the change.
-        elapsed: Seconds since the start was requested.
+        elapsed: Seconds since the start request.
 
     Example:
         def show(progress: Progress) -> None:
@@ -198,7 +199,7 @@ class Progress(Row):
 
     @property
     def workers(self) -> tuple[InitProgress | None, ...]:
-        """The progress of each worker. None for a worker that does not report any."""
+        """The progress of each worker, or None for workers that do not report any."""
         return tuple(worker.init_progress for worker in self.instance.worker_statuses)
 
     @property
@@ -247,7 +248,7 @@ class AffectedInstances:
     """The instances that `stop_all` or `delete_all` changed.
 
     Attributes:
-        instance_ids: Their ids. Empty if no instance was changed.
+        instance_ids: Their ids. The list is empty if no instances were changed.
         message: The service's message.
 
     Example:

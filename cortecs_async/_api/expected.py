@@ -27,7 +27,7 @@ class ExpectedInstances:
     def add(self, instance: Instance, until: float, *, was_stopped: bool) -> None:
         """Record that an instance was started or restarted.
 
-        Until `until`, in seconds of `anyio.current_time`, readings may be older than the start.
+        Until `until`, in seconds of `anyio.current_time`, readings may be older than the start request.
         """
         now = anyio.current_time()
         self._expected = {key: value for key, value in self._expected.items() if value[0] > now}
@@ -60,7 +60,7 @@ class ExpectedInstances:
         ]
 
     def may_be_outdated(self, instance_id: str, reading: Instance | None, now: float) -> bool:
-        """Return whether a reading may be older than the start or restart of the instance.
+        """Return whether a reading may be older than the request that started or restarted the instance.
 
         A missing instance can be outdated even after another reading has shown it: one replica may lag behind
         another.

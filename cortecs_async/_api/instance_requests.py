@@ -33,7 +33,7 @@ _LIST = Call(method="GET", path="/instances/")
 
 
 class InstanceRequests:
-    """The requests for instances, and the client's record of its starts and releases."""
+    """The requests for instances, and the client's record of what it started and released."""
 
     def __init__(self, send: Send, policy: PollPolicy, *, twin: InstanceRequests | None = None) -> None:
         self._send = send
@@ -120,7 +120,7 @@ class InstanceRequests:
         """
         self.poller.loop.check()
         async with self.ensure_locks[args.model_id]:
-            # A lease that was cancelled during its start releases the instance once it has found it.
+            # A lease cancelled while starting releases the instance once it has found it.
             while self.claims.unresolved.get(args.model_id):  # noqa: ASYNC110  (rare, and bounded)
                 await anyio.sleep(self._policy.min_interval)
             listing = await self._list()
@@ -154,7 +154,7 @@ class InstanceRequests:
             return existing
 
     async def _listed(self, instance_id: str, refusal: Exception) -> Instance | None:
-        """Return an instance, or None if it is not listed. If its entry is unreadable, raise the refusal."""
+        """Return an instance, or None if it is not listed. If its entry cannot be parsed, raise the error."""
         # Not `get`, because an id may contain characters that are not allowed in a path.
         instances = await self._list()
         found = next((each for each in instances if each.instance_id == instance_id), None)

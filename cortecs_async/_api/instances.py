@@ -34,7 +34,7 @@ class Instances(InstanceRequests):
     async def list(self) -> Listing[Instance]:
         """Return all instances in the account, including the ones you did not start.
 
-        Sends `GET /instances/`. An entry that cannot be read is skipped, logged, and listed in the result's
+        Sends `GET /instances/`. An entry that cannot be parsed is skipped, logged, and listed in the result's
         `unreadable`. Its instance exists and may be yours.
 
         Raises:
@@ -204,7 +204,7 @@ class Instances(InstanceRequests):
         Sends `DELETE /instances/delete-all`.
 
         Args:
-            force: True: delete running instances too. Default: False.
+            force: If True, also delete running instances. Default: False.
 
         Returns:
             The ids of the deleted instances. If the request was repeated, only the ones from the last
@@ -255,7 +255,7 @@ class Instances(InstanceRequests):
 
         Args:
             instance_id: The id of the instance.
-            timeout: Longest time to wait. Default: 15 minutes. None for no limit.
+            timeout: Longest time to wait. Default: 15 minutes. Pass None to disable the limit.
             on_progress: A function called with a `Progress` at every change. It can be async.
 
         Raises:
@@ -302,8 +302,8 @@ class Instances(InstanceRequests):
             context_length: The longest context, in tokens. Default: as for `start`.
             num_workers: 1 to 8. Default: 1. Each has its own GPU set and is billed for it.
             billing_interval: `per_minute` (default) or `per_hour`.
-            timeout: Longest time to wait until the instance is running. Default: 15 minutes. None for no
-                limit.
+            timeout: Longest time to wait until the instance is running. Default: 15 minutes. Pass None to
+                disable the limit.
             on_progress: A function called with a `Progress` at every change. It can be async.
 
         Raises:

@@ -15,8 +15,8 @@ def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None 
     """Return the seconds until the next poll, after `elapsed` seconds of waiting.
 
     `distance` is the number of seconds between now and the expected end of the wait, before or after it. The
-    closer the end, the shorter the interval. It is never longer than without `distance`. None means that the
-    end is unknown.
+    closer the end, the shorter the interval. It is never longer than without `distance`. Pass None if the end
+    is unknown.
     """
     scale = elapsed if distance is None else min(elapsed, distance)
     return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)
@@ -24,7 +24,7 @@ def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None 
 
 @define
 class StepTimes:
-    """The times at which the steps of a start were first seen, to estimate when the start will end.
+    """The times at which startup steps were first seen, to estimate when the instance will be running.
 
     It is undocumented what a step is and whether all steps take the same time. So only the interval between
     polls depends on this, within the limits of the policy.

@@ -1,4 +1,4 @@
-"""`Listing`: the readable entries of a list, and what is known about the others."""
+"""`Listing`: the parsed entries of a list, and the available facts about the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class UnreadableEntry:
     """A list entry that does not have the documented shape.
 
     Attributes:
-        entry_id: Its `instance_id`, `model_id`, or `hardware_type_id`. None if that is not a string.
+        entry_id: Its `instance_id`, `model_id`, or `hardware_type_id`, or None if the value is not a string.
         problem: What is wrong and where, as a path in which `$` is the entry. It does not contain any values.
 
     Example:
@@ -34,17 +34,17 @@ class UnreadableEntry:
 
 
 class Listing(tuple[T_co, ...]):  # noqa: SLOT001  (a tuple's subclass cannot have slots with a value)
-    """A list from the service as a tuple, in the service's order, without entries that cannot be read.
+    """A list from the service as a tuple, in the service's order, without entries that cannot be parsed.
 
-    Check `unreadable` too. An unreadable entry in a list of instances is an instance that exists and may be
-    billed. It may belong to another user of the account.
+    Check `unreadable` too. In a list of instances, an entry that cannot be parsed is an instance that exists
+    and may be billed. It may belong to another user of the account.
 
     A `Listing` is equal to any tuple with the same entries. A slice is a plain tuple.
 
     Attributes:
-        unreadable: The entries that cannot be read, in the service's order.
-        date: The time the service sent the list, by its own clock: the `Date` header as Unix time in seconds.
-            None if the response has no such header, or it is not a date.
+        unreadable: The entries that cannot be parsed, in the service's order.
+        date: The time the service sent the list, by its own clock: the `Date` header as Unix time in seconds,
+            or None if the response has no such header, or it is not a date.
 
     Example:
         instances = await client.instances.list()
@@ -136,16 +136,16 @@ class RecentLists:
 
 
 def existing_ids(instances: Listing[Instance]) -> frozenset[str]:
-    """Return the ids of all instances that exist according to the list, including unreadable ones.
+    """Return the ids of all instances in the list, even if their entries cannot be parsed.
 
-    An unreadable entry without an id (`entry_id` is None) is not included.
+    An unparsed entry without an id (`entry_id` is None) is not included.
     """
     unreadable = {each.entry_id for each in instances.unreadable if each.entry_id is not None}
     return frozenset(unreadable.union(each.instance_id for each in instances))
 
 
 def read_date(value: Any) -> float | None:
-    """Return a `Date` header as Unix time in seconds; None if it is missing or not a date."""
+    """Return a `Date` header as Unix time in seconds, or None if it is missing or not a date."""
     try:
         moment = parsedate_to_datetime(value)
         # Without a time zone it is UTC, according to RFC 9110.

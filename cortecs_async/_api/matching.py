@@ -1,18 +1,19 @@
-"""Find the instance that a start created when its response was lost.
+"""Find the instance that a start request created when its response was lost.
 
-The service does not support tags, so the instance is found by its properties. A start could have created an
-instance if the instance did not exist before the start (it is not in the `baseline`) and has the arguments
-sent. The instance's timestamp cannot prove this, because its meaning is undocumented, but it can be evidence
-against it: see `UnresolvedStart.is_confirmed_by`.
+The service does not support tags, so the instance is found by its properties. A start request could have
+created an instance if the instance did not exist before the start request (it is not in the `baseline`) and
+has the arguments sent. The instance's timestamp cannot prove this, because its meaning is undocumented, but
+it can be evidence against it: see `UnresolvedStart.is_confirmed_by`.
 
 Several starts can be unresolved at the same time and match the same instances. So all starts and instances
 that share possible matches, directly or through others, are considered together. If each of these instances
-can be assigned to a different start, the assignment is accepted: each start gets its instance, or none yet.
-If there are more instances than starts, another process created one of them, and it is unknown which one.
-Then the result is `Ambiguous`, and none of the instances is touched. If the extra instance may come from a
-start that has not received its response yet, the result is `Contested` until it has.
+can be assigned to a different start request, the assignment is accepted: each start request gets its
+instance, or none yet. If there are more instances than start requests, another process created one of them,
+and it is unknown which one. Then the result is `Ambiguous`, and none of the instances is touched. If the
+extra instance may come from a start request that has not received its response yet, the result is `Contested`
+until it has.
 
-With `tag_starts=True`, the context length distinguishes a start from others: see
+With `tag_starts=True`, the context length distinguishes a start request from others: see
 `UnresolvedStart.has_tag_of`.
 
 `ensure` and `reuse` also compare arguments here: see `choose`.
@@ -30,15 +31,16 @@ from .catalog import Model
 from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs
 from .listing import RecentLists
 
-# Seconds after its request within which a start's instance may appear. An instance that appears later more
-# likely belongs to another user's identical start.
+# Seconds after a start request within which its instance may appear. An instance that appears later more
+# likely belongs to another user's identical request.
 LATE_WINDOW = 300.0
 
-# Seconds by which an instance's timestamp can be before or after its start. Before: the clocks of the
-# service's machines may disagree. After: the service may run a start late, and initialization takes time.
+# Seconds by which an instance's timestamp can be before or after its start request. Before: the clocks of the
+# service's machines may disagree. After: the service may process a start request late, and initialization
+# takes time.
 _MAX_BEFORE_START, _MAX_AFTER_START = 120.0, 1800.0
 
-# A tag reduces the context length of a start by less than this share.
+# A tag reduces the context length of a start request by less than this share.
 MAX_TAG_SHARE = 0.01
 
 # A timestamp older than this number of seconds is ignored. It may be a constant, for example.
@@ -47,17 +49,19 @@ _MAX_STAMP_AGE = 30 * 86400.0
 
 @frozen(kw_only=True, eq=False)
 class UnresolvedStart:
-    """A start that may have created an instance.
+    """A start request that may have created an instance.
 
     Attributes:
-        args: The arguments sent. None stands for the service's default and fits any value.
-        baseline: The ids of the instances that existed before the start; None if they are no longer known.
-        service_at: The time the baseline was read, by the service's clock, as Unix time in seconds; None if
-            the service does not send dates.
-        tag: The context length sent instead of the one in `args`, to tag the start; None without a tag.
+        args: The arguments sent. None means the service's default and fits any value.
+        baseline: The ids of the instances that existed before the start request, or None if they are no
+            longer known.
+        service_at: The time the baseline was fetched, by the service's clock, as Unix time in seconds, or
+            None if the service does not send dates.
+        tag: The context length sent instead of the one in `args`, to tag the start request, or None without a
+            tag.
         account: The fingerprint of the account used.
-        order: The sort key for starts with the same arguments, so that every process assigns the instances in
-            the same way.
+        order: The sort key for start requests with the same arguments, so that every process assigns the
+            instances in the same way.
     """
 
     args: InstanceArgs
@@ -73,14 +77,14 @@ class UnresolvedStart:
         return list(astuple(self.args)).count(None) + (self.args.num_workers != 1)
 
     def as_last(self) -> UnresolvedStart:
-        """Return a copy of the start, ordered after all starts that a lease waits for.
+        """Return a copy ordered after all start requests that a lease waits for.
 
         Using an instance is better than releasing it.
         """
         return evolve(self, order=(True, *self.order[1:]))
 
     def fits(self, instance: Instance) -> bool:
-        """Return whether this start could have created the instance, judging by its id and arguments."""
+        """Return whether this request could have created the instance, judging by its id and arguments."""
         return self._is_new(instance) and (
             self.has_tag_of(instance) or fits(instance.instance_args, self.args)
         )
@@ -89,7 +93,7 @@ class UnresolvedStart:
         return self.baseline is None or instance.instance_id not in self.baseline
 
     def has_tag_of(self, instance: Instance) -> bool:
-        """Return whether the instance is new and has this start's tag."""
+        """Return whether the instance is new and has this start request's tag."""
         args = instance.instance_args
         return (
             self.tag is not None
@@ -99,7 +103,7 @@ class UnresolvedStart:
         )
 
     def is_confirmed_by(self, instance: Instance, listed_at: float | None) -> bool | None:
-        """Return whether the instance's timestamp fits this start; None if it is not evidence.
+        """Return whether the instance's timestamp fits this start request, or None if it is not evidence.
 
         Only the service's clock counts: the dates of its responses for the baseline and for this list
         (`listed_at`). An instance that is clearly older than the baseline but not in it may have been stopped
@@ -120,19 +124,20 @@ class UnresolvedStart:
         return self.fits(instance) and not self.is_contradicted_by(instance, listed_at)
 
     def is_too_old_for(self, instance: Instance, other: UnresolvedStart) -> bool:
-        """Return whether the instance appeared too late for this start: after a much later start began."""
+        """Return whether the instance appeared too late: after a much later start request was sent."""
         return (
             other.order[1] - self.order[1] > LATE_WINDOW
-            # Only an identical start in the same account knows whether the instance existed before it.
+            # Only an identical start request in the same account knows whether the instance existed before
+            # it.
             and other.baseline is not None
             and other.account == self.account
             and other.fits(instance)
         )
 
     def is_contradicted_by(self, instance: Instance, listed_at: float | None) -> bool:
-        """Return whether the tag or the timestamp is evidence that another start created the instance.
+        """Return whether the tag or timestamp is evidence that another start request created the instance.
 
-        Without a baseline, the instance may have existed before the start.
+        Without a baseline, the instance may have existed before the start request.
         """
         context_length = instance.instance_args.context_length
         # According to the API reference, the service returns the length.
@@ -143,10 +148,10 @@ class UnresolvedStart:
 
 @frozen
 class Ambiguous:
-    """It is unclear which instance the start created, for example because more instances than starts match.
+    """It is unclear which instance the start request created, for example because several instances match.
 
     Attributes:
-        candidates: The ids of the instances that the start can have created.
+        candidates: The ids of the instances that the start request could have created.
     """
 
     candidates: tuple[str, ...]
@@ -154,10 +159,10 @@ class Ambiguous:
 
 @frozen
 class Contested:
-    """The instances may belong to starts that have not received their responses yet.
+    """The instances may belong to start requests that have not received their responses yet.
 
     Attributes:
-        candidates: The ids of the instances that the start can have created.
+        candidates: The ids of the instances that the start request could have created.
     """
 
     candidates: tuple[str, ...]
@@ -168,14 +173,14 @@ class Disagreement:
     """The last lists do not agree on the instances yet.
 
     Attributes:
-        candidates: The ids of the instances that the start can have created.
+        candidates: The ids of the instances that the start request could have created.
     """
 
     candidates: tuple[str, ...]
 
 
 Outcome = Instance | Ambiguous | Contested | Disagreement | None
-"""The instance a start created, None if there is none yet, or the reason it is uncertain."""
+"""The instance a start request created, None if there is none yet, or the reason it is uncertain."""
 
 _Fits = Callable[[UnresolvedStart, Instance], bool]
 
@@ -196,14 +201,14 @@ def match_start(
     in_progress: Sequence[UnresolvedStart] = (),
     listed_at: float | None = None,
 ) -> Outcome:
-    """Return the instance one start created, None if there is none yet, or the reason it is uncertain.
+    """Return the instance a start request created, None if there is none yet, or the reason it is uncertain.
 
-    The same starts always get the same instances, regardless of which of them is `start`. `starts` are all
-    unresolved starts, including `start`; `in_progress` are the starts without an outcome. `instances` must
-    not include any that are known to belong to others. `listed_at` is the time they were listed, by the
-    service's clock, as Unix time in seconds.
+    The same start requests always get the same instances, regardless of which of them is `start`. `starts`
+    are all unresolved starts, including `start`; `in_progress` are the start requests without an outcome.
+    `instances` must not include any that are known to belong to others. `listed_at` is the time they were
+    listed, by the service's clock, as Unix time in seconds.
     """
-    # The starts that fit the fewest instances come first, because the others have more alternatives.
+    # The start requests that fit the fewest instances come first, because the others have more alternatives.
     starts = sorted(starts, key=lambda each: (each.generality, each.order))
     all_starts = [*starts, *in_progress]
     with_tag = [each for each in all_starts if each.tag is not None]
@@ -225,7 +230,7 @@ def match_start(
     assignment = _assign(candidates, group, fits)
     if assignment is None:
         ids = tuple(each.instance_id for each in candidates if fits(start, each))
-        # The extra instances may belong to the starts in progress.
+        # The extra instances may belong to the start requests in progress.
         return Ambiguous(ids) if _assign(candidates, [*group, *in_progress], fits) is None else Contested(ids)
     found = assignment.get(start)
     if found is not None and any(fits(other, each) for other in in_progress for each in candidates):
@@ -236,9 +241,9 @@ def match_start(
 def _connected(
     start: UnresolvedStart, starts: Sequence[UnresolvedStart], instances: Iterable[Instance], fits: _Fits
 ) -> tuple[list[UnresolvedStart], list[Instance]]:
-    """Return the starts and instances that share possible matches with `start`, in a fixed order.
+    """Return the start requests and instances that share possible matches with `start`, in a fixed order.
 
-    They share matches directly or through other starts and instances.
+    They share matches directly or through other requests and instances.
     """
     remaining = sorted(instances, key=lambda each: each.instance_id)
     group, candidates = {start}, list[Instance]()
@@ -261,12 +266,13 @@ def _connected(
 def _assign(
     instances: Sequence[Instance], starts: Sequence[UnresolvedStart], fits: _Fits
 ) -> dict[UnresolvedStart, Instance] | None:
-    """Assign each instance to a different start (bipartite matching). Return None if that is impossible."""
+    """Assign each instance to a different request (bipartite matching), or return None if impossible."""
     assignment: dict[UnresolvedStart, Instance] = {}
 
     def assign(instance: Instance, tried: set[UnresolvedStart]) -> bool:
         fitting = [start for start in starts if start not in tried and fits(start, instance)]
-        # Free starts first: otherwise many identical starts would reassign their instances in a long chain.
+        # Free requests first: otherwise many identical requests would reassign their instances in a long
+        # chain.
         for start in sorted(fitting, key=lambda each: each in assignment):
             if start in tried:
                 continue
@@ -281,11 +287,11 @@ def _assign(
 
 @define
 class Claims:
-    """One client's starts: the instances they created and the requests in progress.
+    """One client's start requests: the instances they created, and the requests in progress.
 
     Attributes:
-        ids: The ids of the instances whose starts are known.
-        unresolved: The starts whose outcome is unknown because they got no response, by model.
+        ids: The ids of the instances whose start requests are known.
+        unresolved: The start requests whose outcome is unknown because they got no response, by model.
         on_plain_start: Called with the id of an instance started by a plain request.
     """
 
@@ -296,20 +302,20 @@ class Claims:
     _ended: int = 0
 
     def begin_request(self, model_id: str) -> None:
-        """Count a start that is about to be sent."""
+        """Count a start request that is about to be sent."""
         self._in_progress[model_id] += 1
 
     def end_request(self, model_id: str) -> None:
-        """Count the end of a start, with or without a response."""
+        """Record that a start request was completed, with or without a response."""
         self._ended += 1
         self._in_progress[model_id] -= 1
 
     def add_unresolved(self, model_id: str, start: UnresolvedStart) -> None:
-        """Add a start that got no response."""
+        """Add a start request that got no response."""
         self.unresolved.setdefault(model_id, []).append(start)
 
     def resolve(self, model_id: str, start: UnresolvedStart) -> None:
-        """Remove a start, because its outcome is known or the search ended."""
+        """Remove a start request, because its outcome is known or the search ended."""
         starts = self.unresolved.get(model_id, [])
         if start in starts:
             starts.remove(start)
@@ -317,11 +323,11 @@ class Claims:
             self.unresolved.pop(model_id, None)
 
     def idle_generation(self, model_id: str) -> int | None:
-        """Return the number of starts that have ended; None while a start of the model is in progress.
+        """Return the number of completed start requests, or None while one for the model is in progress.
 
-        Call this before and after a list request. If both calls return the same number, no start of the model
-        was in progress during the request. Then each new instance in the list is claimed or belongs to an
-        unresolved start.
+        Call this before and after a list request. If both calls return the same number, no start request for
+        the model was in progress during the request. Then each new instance in the list is claimed or belongs
+        to an unresolved start.
         """
         return None if self._in_progress[model_id] else self._ended
 
@@ -331,7 +337,7 @@ class Claims:
 
 
 def fits(actual: InstanceArgs, sent: InstanceArgs) -> bool:
-    """Return whether an instance with the actual arguments could come from a start that sent these."""
+    """Return whether an instance with the actual arguments could come from a start request with these."""
     return (
         actual.model_id == sent.model_id
         and _agrees(actual.hardware_type_id, sent.hardware_type_id)

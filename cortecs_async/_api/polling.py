@@ -49,12 +49,12 @@ ABSENCE_SPAN = 5.0
 # the others are common names. For any other status, a wait continues until its deadline.
 TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
 
-# By instance id: the instance, the reason it could not be read, or None if it does not exist.
+# By instance id: the instance, the error of the request for it, or None if it does not exist.
 Readings = dict[str, Instance | CortecsError | None]
 
 
 class Source(Protocol):
-    """Reads instances. Requests are not retried: the next poll repeats them."""
+    """Fetches instances. Requests are not retried: the next poll repeats them."""
 
     async def read_one(self, instance_id: str) -> Instance:
         """Send `GET /instances/{id}`."""
@@ -75,9 +75,9 @@ class Subscription:
         trust_list: Whether the list alone proves that the instance is gone; see `Poller.subscribe`.
         absence: Seconds for which it must be missing before it counts as gone.
         missing_since: The time the current run of readings without the instance began, on the same clock.
-        interval: Seconds between polls; None leaves them to the policy.
+        interval: Seconds between polls, or None to use the policy.
         request_number: The number of the last request by this id; initially, of the last one by any id.
-        reading: The latest reading; None means that the instance is gone.
+        reading: The latest reading, or None if the instance is gone.
         is_news: Whether the task has not taken the reading yet.
         error: The error that ends the wait.
         failing_since: The time the current run of failures began, on the same clock.
@@ -123,11 +123,11 @@ class Subscription:
         return self.missing_since is not None and now - self.missing_since > self.absence - 1e-6
 
     def record_failure(self, error: CortecsError, *, now: float, max_outage: float) -> None:
-        """End the wait if the error is permanent, or if reading has failed for `max_outage` seconds."""
+        """End the wait if the error is permanent, or if polling has failed for `max_outage` seconds."""
         if self.failing_since is None:
             self.failing_since = now
         if isinstance(error, DecodeError):
-            self.missing_since = None  # an unreadable instance exists
+            self.missing_since = None  # an instance whose entry cannot be parsed exists
         if not is_transient_error(error) or now - self.failing_since > max_outage:
             self.error = copy.copy(error)  # the task may add notes to it
             self.changed.notify()
@@ -177,7 +177,7 @@ class Poller:
             trust_list: Whether one list proves that the instance is gone, as after an accepted delete.
                 Otherwise, `GET /instances/{id}` must agree for `absence` seconds.
             absence: Seconds for which it must be missing before it counts as gone.
-            interval: Seconds between polls; None leaves them to the policy.
+            interval: Seconds between polls, or None to use the policy.
         """
         now = anyio.current_time()
         subscription = Subscription(
@@ -303,7 +303,7 @@ class Poller:
         return poll_interval(now - subscription.since, self._policy, distance=distance)
 
     async def _read(self, waiting: list[Subscription]) -> Readings:
-        """Read the instances with one request, if possible. Leave out the ones that need a request by id."""
+        """Fetch the instances with one request, if possible. Leave out the ones that need a request by id."""
         wanted = {subscription.instance_id for subscription in waiting}
         trusting = {subscription.instance_id for subscription in waiting if subscription.trust_list}
         if len(wanted) == 1 and not trusting:
@@ -363,7 +363,7 @@ class Poller:
             return None
 
     async def _read_listed(self) -> Readings:
-        """Return the listed instances, and an error for each unreadable entry, which exists too."""
+        """Return the listed instances, and an error for each existing one whose entry cannot be parsed."""
         listing = await self._source.read_all()
         self.listed = existing_ids(listing)
         readings: Readings = {each.instance_id: each for each in listing}

@@ -1,4 +1,4 @@
-"""Read a price from `price_info`. Its keys are undocumented, so only those with clear words are read."""
+"""Parse a price from `price_info`. Its keys are undocumented, so only ones with clear words are parsed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _DOUBTS = {*_CENTS, "unit", "units"}
 
 
 def read_price(price_info: Mapping[str, Any], unit: Unit) -> float | None:
-    """Return the price of one GPU set per minute or hour; None if it is unclear.
+    """Return the price of one GPU set per minute or hour, or None if it is unclear.
 
-    `HardwareType.price_per_minute` documents which keys are read.
+    `HardwareType.price_per_minute` documents which keys are parsed.
     """
     prices: dict[Unit, list[float]] = {"minute": [], "hour": []}
     for key, value in price_info.items():
@@ -47,7 +47,7 @@ def _words(key: str) -> list[str]:
 
 
 def _unit(words: list[str], currency: object) -> Unit | None:
-    """Return the time unit of a price with these words; None unless every word is clear."""
+    """Return the time unit of a price with these words, or None unless every word is clear."""
     units = [word for word in words if word in _UNITS]
     currencies = _CURRENCIES.intersection(words)
     if currency and isinstance(currency, str) and currencies - {currency.lower()}:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class ListReader:
-    """Decodes the lists read by one client and logs each unreadable entry once."""
+    """Decodes one client's lists. Logs each entry that cannot be parsed only once."""
 
     def __init__(self) -> None:
         self._logged: set[tuple[str, str]] = set()
@@ -67,8 +67,8 @@ class Models:
     async def list(self) -> Listing[ModelPreview]:
         """Return the models you can start.
 
-        Sends `GET /models/`. An entry that cannot be read is skipped, logged, and listed in
-        the result's `unreadable`.
+        Sends `GET /models/`. An entry that cannot be parsed is skipped, logged, and listed in the result's
+        `unreadable`.
 
         Raises:
             RequestError: if the request fails.
@@ -119,8 +119,8 @@ class HardwareTypes:
     async def list(self) -> Listing[HardwareType]:
         """Return all hardware types, with their prices.
 
-        Sends `GET /hardware-types/`. An entry that cannot be read is skipped, logged, and listed in
-        the result's `unreadable`.
+        Sends `GET /hardware-types/`. An entry that cannot be parsed is skipped, logged, and listed in the
+        result's `unreadable`.
 
         Raises:
             RequestError: if the request fails.
@@ -146,8 +146,8 @@ class HardwareTypes:
     async def list_available(self) -> Listing[HardwareType]:
         """Return the hardware types that currently have free capacity.
 
-        Sends `GET /hardware-types/available`. An entry that cannot be read is skipped, logged, and listed in
-        the result's `unreadable`.
+        Sends `GET /hardware-types/available`. An entry that cannot be parsed is skipped, logged, and listed
+        in the result's `unreadable`.
 
         Raises:
             RequestError: if the request fails.

@@ -8,7 +8,7 @@ stopped instance.
 A reading may be outdated, because reading lags behind writing and replicas may disagree. So an instance
 counts as gone only after an accepted delete, or when readings several seconds apart agree and another request
 was sent between them. The same is true for "stopped" if the goal is to stop the instance and the service did
-not accept a stop.
+not accept a stop request.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .instances import Instances
 from .polling import ABSENCE_SPAN
 from .waiting import has_ended, wait_until
 
-# Seconds after which a stop or delete that was accepted but had no effect is sent again.
+# Seconds after which an accepted stop or delete request that had no effect is sent again.
 _EFFECT_TIMEOUT = 10.0
 
 # Seconds after an accepted stop for which a missing instance counts as invisible if none of our deletes could
@@ -67,10 +67,10 @@ class Goal(enum.Enum):
 
 
 class ObservedState(enum.Enum):
-    """What is known about the instance."""
+    """The known state of the instance."""
 
     LIVE = enum.auto()  # pending, running, or not known yet
-    STOPPING = enum.auto()  # a stop was accepted, or was refused although it is not stopped yet
+    STOPPING = enum.auto()  # a stop request was accepted, or was refused although it is not stopped yet
     STOPPED = enum.auto()
     DELETED = enum.auto()  # a delete was accepted, but not confirmed yet
     UNCONFIRMED = enum.auto()  # the last reading says that it is stopped or gone, but may be outdated
@@ -122,7 +122,7 @@ def interpret(instance: Instance, goal: Goal, *, stop_refused: bool) -> Observed
 
 
 def is_stopped(instance: Instance | None, goal: Goal) -> bool:
-    """Return whether a reading after a stop shows that the next step can begin."""
+    """Return whether a reading after a stop request shows that the next step can begin."""
     if has_ended(instance):
         return True
     # A delete fails unless the instance is stopped. Without a delete, an unknown status proves nothing.
@@ -131,29 +131,29 @@ def is_stopped(instance: Instance | None, goal: Goal) -> bool:
 
 @define
 class Teardown:
-    """One teardown. `run` can be called again after an interruption, with the same deadline.
+    """A single teardown. `run` can be called again after an interruption, with the same deadline.
 
     Attributes:
         instances: Sends the requests, without retries: the teardown has its own.
         deadline: In seconds of `anyio.current_time`.
         is_wanted: Called before each step. The teardown ends once it returns False.
         state: The last observed state.
-        visible_at: The time, on the same clock, until which readings may be older than the start or restart
-            of the instance, unless one has shown that it is active.
+        visible_at: The time, on the same clock, until which readings may be older than the request that
+            started or restarted the instance, unless one has shown that it is active.
         inactive_since: The time, on the same clock, since which all readings are without the instance or, if
             the goal is to stop it, show it stopped.
         seems_gone: Whether it was missing from the last of these readings.
         asked_again: Whether a stop or delete request was sent since then.
         delete_accepted: Whether the service accepted a delete.
         may_be_deleted: Whether a delete was accepted or has an unknown outcome.
-        may_be_stopped: Whether a stop was accepted or has an unknown outcome.
-        repeats_delete: Whether the last confirmation sends a delete instead of a stop.
-        has_acted: Whether the service accepted a stop or a delete.
-        stopped_at: The time the service last accepted a stop, on the same clock.
+        may_be_stopped: Whether a stop request was accepted or has an unknown outcome.
+        repeats_delete: Whether the last confirmation sends a delete request instead of a stop request.
+        has_acted: Whether the service accepted a stop or delete request.
+        stopped_at: The time the service last accepted a stop request, on the same clock.
         stop_refused: Whether the last stop was refused.
         delete_refused: Whether the last delete was refused.
-        loss: How the instance ended before any request of this teardown, such as 'disappeared'; None if it
-            had not ended.
+        loss: How the instance was lost before any request of this teardown, such as 'disappeared', or None if
+            it was not lost.
     """
 
     instances: Instances
@@ -311,7 +311,7 @@ class Teardown:
             return state
         await anyio.sleep(_INVISIBLE_PAUSE if now < self.visible_at else ABSENCE_SPAN)
         # If the delete came too early or did not arrive, lists may hide the stopped instance, but a delete
-        # finds it. A delete and a stop alternate, because the responses to deletes may be lost.
+        # finds it. Delete and stop requests alternate, because the responses to deletes may be lost.
         is_lost = self.may_be_deleted and self.stopped_at is not None and not self.repeats_delete
         self.repeats_delete = self.delete_refused or is_lost
         return ObservedState.STOPPED if self.repeats_delete else ObservedState.UNCONFIRMED
@@ -322,7 +322,7 @@ class Teardown:
         self.loss = None
 
     def _after_unreadable(self, action: Action) -> ObservedState:
-        """Return the state after a response whose description of the instance cannot be read."""
+        """Return the state after a response whose description of the instance cannot be parsed."""
         if action is Action.STOP:
             self._stop_was_accepted()
         if self.stopped_at is None:

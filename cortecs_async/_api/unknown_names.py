@@ -1,8 +1,8 @@
 """Say which name in a rejected request does not exist, and which similar names do.
 
 It is undocumented how the service rejects an unknown model, hardware type, or instance, and what the message
-is. So its lists decide: an error message is replaced only if a list read after the rejection shows that the
-name is missing. This never changes an outcome, only its message.
+is. So its lists decide: an error message is replaced only if a list fetched after the rejection shows that
+the name is missing. This never changes an outcome, only its message.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class UnknownNames:
 
     Args:
         send: Sends a request.
-        reader: Reads the lists.
+        reader: Fetches the lists.
         expected: The instances that may not be listed yet.
         clean: Returns a message on one line and without secrets, because it quotes names from the service.
     """
@@ -218,10 +218,10 @@ class UnknownNames:
 
 
 def _has_nameless(listing: Listing[Any]) -> bool:
-    """Return whether an entry is completely unreadable: it may be the one that seems to be missing."""
+    """Return whether an entry cannot be parsed at all: it may be the one that seems to be missing."""
     return any(each.entry_id is None for each in listing.unreadable)
 
 
 def _unreadable(listing: Listing[Any]) -> set[str]:
-    """Return the ids of the unreadable entries, which exist too."""
+    """Return the ids of the entries that cannot be parsed, which exist too."""
     return {each.entry_id for each in listing.unreadable if each.entry_id is not None}

@@ -82,7 +82,7 @@ def check_start(
     num_workers: int,
     billing_interval: BillingInterval,
 ) -> InstanceArgs:
-    """Check the arguments of a start against the published reference and return them."""
+    """Check the arguments of a start request against the published reference and return them."""
     if hardware_type_id is not None:
         _check_segment("hardware_type_id", hardware_type_id)
     if context_length is not None:

@@ -1,6 +1,6 @@
 """Wait until an instance is usable, stopped, or gone.
 
-`polling.py` reads the state, and this module evaluates it.
+`polling.py` fetches the state, and this module evaluates it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .polling import ABSENCE_SPAN, TERMINAL_STATUSES, Poller, Subscription
 from .unknown_names import no_instance_message
 
 ProgressCallback = Callable[[Progress], Awaitable[None] | None]
-"""Called with every change while an instance starts. Can be async. If it raises, the start ends."""
+"""Callback for every change while an instance starts. It can be async. If it raises, starting fails."""
 
 
 def has_ended(instance: Instance | None) -> bool:
@@ -41,8 +41,8 @@ async def wait_until_running(
     """Wait until the instance runs and has a base URL.
 
     For `settle` seconds, "stopped" is ignored, because the service may still return the state from before the
-    start. `timeout`, in seconds, and the elapsed time count from `began`, in seconds of `anyio.current_time`;
-    None means from now. `on_progress` is called with every change, and with `known`.
+    start. `timeout`, in seconds, and the elapsed time count from `began`, in seconds of `anyio.current_time`,
+    or from now if it is None. `on_progress` is called with every change, and with `known`.
 
     Raises:
         StartFailedError: if the instance has a terminal status.
@@ -77,7 +77,7 @@ async def wait_until_running(
         if now >= min(deadline, changed_at + stall):
             raise _timed_out(instance_id, latest, waited=now - began, unchanged=now - changed_at)
         if not is_settled and now >= settled_at:
-            # From now on "stopped" counts, but not if it was read earlier: wait for the next reading.
+            # From now on "stopped" counts, but not if it was fetched earlier: wait for the next reading.
             is_settled = True
             has_reading = subscription.has_reading = False
         wake_at = min(deadline, changed_at + stall, math.inf if is_settled else settled_at)
@@ -98,7 +98,7 @@ async def wait_until(
     trust_list: bool = False,
     absence: float = ABSENCE_SPAN,
 ) -> Instance | None:
-    """Wait without a timeout until `reached` accepts a reading. Return the reading; None means missing.
+    """Wait without a timeout until `reached` accepts a reading. Return the reading, or None if missing.
 
     Raises:
         RequestError: if the service rejected the request or could not be reached for `max_outage` seconds.

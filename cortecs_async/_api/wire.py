@@ -1,10 +1,10 @@
-"""Convert the service's JSON to domain objects, and encode the body of a start.
+"""Convert the service's JSON to domain objects, and encode the body of a start request.
 
 A cattrs converter reads every field of the domain classes by its name and annotation. Unknown fields are
 ignored, and unknown statuses are kept. A null counts as a missing field, and a missing field gets its
 default. Without a default, or for a value of the wrong type, decoding raises `ShapeError`.
 
-A list is decoded entry by entry. An entry that cannot be read must not hide the others, so it becomes an
+A list is decoded entry by entry. An entry that cannot be parsed must not hide the others, so it becomes an
 `UnreadableEntry` in the `Listing`. Only data that is not a list raises.
 """
 
@@ -35,10 +35,10 @@ def decode_instance(data: Any) -> Instance:
 
 
 def decode_started(data: Any, args: InstanceArgs) -> Instance:
-    """Return the instance that a start with these arguments created.
+    """Return the instance created by a start request with these arguments.
 
-    Its id is enough to release the instance. If anything else cannot be read, the instance gets the arguments
-    sent and counts as pending, as documented.
+    Its id is enough to release the instance. If anything else cannot be parsed, the instance gets the
+    arguments sent and counts as pending, as documented.
     """
     try:
         return decode_instance(data)
@@ -94,7 +94,7 @@ def decode_balance(data: Any) -> Balance:
 
 
 def encode_start(args: InstanceArgs) -> dict[str, Any]:
-    """Return the body of a start, without the arguments left to the service's defaults."""
+    """Return the body of a start request, without the arguments left to the service's defaults."""
     return {name: value for name, value in attrs.asdict(args).items() if value is not None}
 
 
@@ -132,8 +132,8 @@ def _decode_list(entries: Any, cls: type[T], id_field: str, date: float | None) 
 
 
 def _problem(data: Any, cls: type) -> str:
-    """Return why the data cannot be read, and where."""
-    # The fast converter does not say why, so read the data again for the message.
+    """Return the reason the data cannot be parsed, and where."""
+    # The fast converter does not say why, so parse the data again for the message.
     problem, path = "it cannot be read", "$"
     try:
         _converter(detailed=True).structure(data, cls)
@@ -263,7 +263,7 @@ def _cleaned_mapping(value: dict[str, Any]) -> dict[str, Any]:
     return {_one_line(name): _cleaned(each) for name, each in value.items()}
 
 
-# Progress and timestamps are only displayed. A wrong value must not make the instance unreadable, because it
+# Progress and timestamps are only displayed. A wrong value must not make the whole entry invalid, because it
 # could then not be stopped.
 
 
@@ -336,7 +336,7 @@ _READERS: dict[Any, _Hook] = {
     str: _read_str,
     int: _read_int,
     float: _read_float,
-    bool: lambda value, _: bool(value),  # otherwise, it would be read as an int
+    bool: lambda value, _: bool(value),  # otherwise, it would be parsed as an int
     datetime: _read_datetime,
 }
 

@@ -14,7 +14,7 @@ from .wire import decode_started
 
 
 class StartWitness(Witness):
-    """Counts a plain start while it is in progress and claims its instance.
+    """Counts a plain start request while it is in progress and claims its instance.
 
     Without this, a lease of the same client that searches for its own lost start might adopt the instance.
     """

@@ -27,7 +27,8 @@ class Endpoint:
     Attributes:
         path: The path of the endpoint, below a `base_url` that ends in `/v1`.
         probe: A small body that every healthy server answers.
-        limit_keys: The fields that limit the tokens of an answer. Empty for an endpoint without text.
+        limit_keys: The fields that limit the tokens of an answer. The tuple is empty for endpoints without
+            text.
         limit_key: The field among them that `max_tokens=` sets.
         conversation_key: The field that can hold messages, including a system message.
         instructions_key: The field for a system prompt that is not a message.
@@ -126,7 +127,7 @@ ENDPOINT_OF_URL: Final[Mapping[str, Endpoint]] = {
 
 
 def find_problem(data: Mapping[str, Any], endpoints: Sequence[Endpoint] = _ALL) -> str | None:
-    """Return why the body of a successful response is not an answer of one of these endpoints, or None."""
+    """Return the reason a successful response's body is not an answer of one of these endpoints, or None."""
     error = data.get("error")
     if error or data.get("object") == "error":
         return f"the answer is an error: {_describe(error or data)}"

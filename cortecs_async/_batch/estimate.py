@@ -127,7 +127,7 @@ def _limit(endpoint: Endpoint, body: Mapping[str, Any]) -> int | None:
 
 
 def _read_number(value: Any) -> int | None:
-    """Return a whole number as servers read it, even from 8.0 or "8". None if it is not usable."""
+    """Return a whole number as servers read it, even from 8.0 or "8", or None if it is not usable."""
     is_text = isinstance(value, str) and value.strip().isdecimal() and len(value) < 20
     if is_text or (isinstance(value, float) and value.is_integer()):
         value = int(value)

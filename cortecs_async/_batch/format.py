@@ -60,8 +60,8 @@ class Request:
         timeouts: Attempts that timed out while the endpoint answered other requests.
         rejections: Attempts rejected because the endpoint had too many requests.
         unsent: Attempts that failed without a connection.
-        failed_at: The time of the last failure. None if there is none.
-        rejected_alone_since: The time when it was first rejected in a test on its own. None if it was not.
+        failed_at: The time of the last failure, or None if there is none.
+        rejected_alone_since: The time when it was first rejected in a test on its own, or None if it was not.
     """
 
     number: int
@@ -135,7 +135,7 @@ class RequestParser:
     Args:
         path: The path of the input, for error messages.
         model: The endpoint's name for the model. If it is empty, bodies keep their own model.
-        override_model: Whether to accept requests that name a different model.
+        override_model: Whether to accept requests that specify a different model.
         is_text: Whether every line is a prompt instead of JSON.
         defaults: Fields to add to bodies, if any.
     """

@@ -37,7 +37,7 @@ class EndpointHealth:
     Attributes:
         last_success: The time of its last answer.
         resume_at: The time from which requests can be sent again, after `Retry-After`.
-        down_since: The time since which it may be down. None if it is up.
+        down_since: The time since which it may be down, or None if it is up.
     """
 
     last_success: float = float("-inf")

@@ -78,7 +78,7 @@ class Conflict:
 
     Attributes:
         line: The later line of a file, or the line of the output.
-        other: The earlier line, or the line of the input. None if there is no counterpart.
+        other: The earlier line or the line in the input, or None if there is no counterpart.
     """
 
     line: int

@@ -20,7 +20,7 @@ _MAX_REJECTED_SECONDS = 120.0
 
 @define(eq=False, kw_only=True)
 class SuspectTest:
-    """Tests the queue's suspects on one instance whose workers have stopped.
+    """Tests the queue's suspects on one instance after its workers have stopped.
 
     Args:
         limit: Maximum requests in flight.

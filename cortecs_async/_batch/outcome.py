@@ -1,4 +1,4 @@
-"""Classify the outcome of a single attempt. No clock, no I/O.
+"""Classify the outcome of a single attempt. This module uses neither clock nor I/O.
 
 A single failure does not show its cause: if an instance fails or its server restarts, it responds with 404 or
 502, or not at all. `health` decides whether the endpoint is down, and `suspects` whether the request is at

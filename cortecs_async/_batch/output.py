@@ -113,11 +113,11 @@ class Output:
     def append(self, lines: Iterable[bytes], *, sync: bool = True) -> int:
         """Write lines to disk and return the offset of the first one.
 
-        Without `sync`, they are kept if this process ends, but not if the machine crashes.
+        Without `sync`, they are kept if this process exits, but not if the machine crashes.
 
         Raises:
             BatchWriteError: The lines could not be written, and the file contains none of them. Or another
-                program has changed the file. Then the lines are in the file that the error names.
+                program has changed the file. Then the lines are in the file given in the error.
         """
         texts = list(lines)
         data = b"".join(texts)

@@ -52,29 +52,29 @@ class BatchPlan:
     Attributes:
         total: Requests in the input.
         succeeded: Requests already answered in the output.
-        failed: Requests with an error line that is kept. 0 with `retry_failed`.
+        failed: Requests with an error line that is kept. Always 0 with `retry_failed`.
         left: Requests still to send.
         prompt_tokens: Estimated prompt tokens of the whole input, at one token per four bytes of text.
         attachments: Images, audio, and other parts of prompts that are not text. Their tokens are not known
             and not included in any number here.
         max_completion_tokens: Upper bound of the completion tokens of the whole input, without retries. An
-            answer without a limit counts as the whole context. None if the context length or the number of
-            answers is not known.
+            answer without a limit counts as the whole context. The value is None if the context length or the
+            number of answers is unknown.
         left_completion_tokens: The same bound for the requests still to send.
         unlimited_answers: Number of answers whose requests do not set a limit.
         longest_line: The line of the request with the longest prompt and answer. The prompts in a list
             are counted separately.
         longest_tokens: Estimated tokens of that prompt, plus the limit of its answer, if any.
-        context_length: Maximum tokens of a prompt and its answer together. None if not known.
+        context_length: Maximum tokens of a prompt and its answer together, or None if unknown.
         model: The endpoint's name for the model.
-        hardware_type_id: The hardware type. None if not known.
-        is_available: Whether that hardware is currently available. None if not known.
+        hardware_type_id: The hardware type, or None if unknown.
+        is_available: Whether that hardware is currently available, or None if unknown.
         instances: Number of instances to start.
         num_workers: Number of workers per instance.
-        price_per_minute: List price of all instances and workers, in `currency`. None if not known.
-        balance: The account's balance, in `balance_currency`. None if it was not read.
-        currency: The currency of the price, as named in the price list.
-        balance_currency: The currency of the balance, as named by the account.
+        price_per_minute: List price of all instances and workers, in `currency`, or None if unknown.
+        balance: The account's balance, in `balance_currency`, or None if it was not fetched.
+        currency: The currency of the price, as given in the price list.
+        balance_currency: The currency of the balance, as reported by the account.
 
     Example:
         plan = await client.plan_batch("requests.jsonl", "answers.jsonl", "meta-llama/Llama-3.1-8B-Instruct")

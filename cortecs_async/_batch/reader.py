@@ -149,7 +149,7 @@ def _is_answer(line: Line | None) -> bool:
 
 
 def read_closed_output(path: Path) -> Iterator[Line]:
-    """Yield the lines of an output that is not open, as `read_answers` does. None if it does not exist."""
+    """Yield the lines of an output that is not open, as `read_answers` does, or None if it does not exist."""
     if path.exists():
         with open_regular_file(path, str(path)) as file:
             yield from read_answers(file, str(path))
@@ -216,7 +216,7 @@ def copy_standard_input(stopped: StopFlag) -> BinaryIO:
 
 @contextlib.contextmanager
 def file_errors(problem: str, name: Path | str) -> Generator[None]:
-    """Raise each `OSError` as a `BatchFileError` that names the file."""
+    """Raise each `OSError` as a `BatchFileError` that mentions the file."""
     try:
         yield
     except CortecsError:

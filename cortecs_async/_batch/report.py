@@ -36,9 +36,9 @@ class BatchProgress(Row):
         elapsed: Seconds since this run started.
         rate: Answers per second, over the last 10 s.
         tokens_per_second: Completion tokens per second, over the last 10 s.
-        cost: Estimated cost of all instances so far, in `currency`. None before the first start or if a
-            price is not known.
-        currency: The currency of `cost`, as named by the service.
+        cost: Estimated cost of all instances so far, in `currency`, or None before the first instance is
+            started or if a price is not known.
+        currency: The currency of `cost`, as reported by the service.
 
     Example:
         def show(progress):
@@ -70,7 +70,7 @@ class BatchProgress(Row):
 
     @property
     def eta(self) -> float | None:
-        """Estimated seconds until the end, at the current rate. None if there is no rate yet."""
+        """Estimated seconds until the end, at the current rate, or None if there is no rate yet."""
         seconds = (self.total - self.done) / self.rate if self.rate > 0 else math.inf
         return seconds if math.isfinite(seconds) else None
 
@@ -142,7 +142,7 @@ class BatchReport(Row):
 
     @property
     def cost(self) -> float | None:
-        """Estimated cost of all instances, in `currency`. None if a price is not known.
+        """Estimated cost of all instances, in `currency`, or None if a price is not known.
 
         Example:
             model = "meta-llama/Llama-3.1-8B-Instruct"
@@ -153,12 +153,12 @@ class BatchReport(Row):
 
     @property
     def currency(self) -> str:
-        """The currency of `cost`, as named by the service. Empty if no instance was started."""
+        """The currency of `cost`, as the service reports it, or an empty string if nothing was started."""
         return currency_of(self.receipts)
 
     @property
     def left(self) -> int:
-        """Number of requests without a line in the output. 0 for a finished batch."""
+        """Number of requests without a line in the output, which is 0 for a finished batch."""
         return self.total - self.succeeded - self.failed
 
     @property
@@ -199,7 +199,7 @@ class BatchReport(Row):
         """Return the report of a batch that raised this error or was cancelled with it.
 
         Returns:
-            The report. None if the batch ended while its arguments and files were checked. In that case,
+            The report, or None if the batch ended while its arguments and files were checked. In that case,
             nothing was started.
 
         Example:

@@ -31,7 +31,7 @@ class Rescue:
         data: Complete lines that are not written yet.
 
     Attributes:
-        error: The error to raise, which names the new file.
+        error: The error to raise, which mentions the new file.
         is_empty: Whether there are no answers to save, and so no new file.
 
     Raises:

@@ -41,7 +41,7 @@ class _Catalog:
         if found is None:
             return None, None, None, "no"
         price = found.price_per_minute
-        # An unreadable price is shown as sent by the service.
+        # A price that cannot be parsed is shown as sent by the service.
         shown = _facts(found.price_info) if price is None else _price(price, found.currency)
         available = "yes" if hardware_id in self.available else "no"
         return _gpu(found), _memory(found.hardware_info), shown or None, available
@@ -160,7 +160,7 @@ def _gpu(hardware_type: HardwareType) -> str | None:
 
 
 def _memory(hardware_info: Mapping[str, Any]) -> str | None:
-    """Return the memory of the GPUs. None unless a field with a clear name and unit contains it."""
+    """Return the memory of the GPUs, or None unless a field with a clear name and unit contains it."""
     found = set[str]()
     for key, value in hardware_info.items():
         words = {*re.split(r"[\s_./-]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", key).lower())}

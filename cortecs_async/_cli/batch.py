@@ -215,7 +215,7 @@ def _print_early_end(error: BaseException, report: BatchReport | None) -> None:
     else:
         print_note("Interrupted.")
     if report is None:
-        if not isinstance(error, CortecsError):  # an error before the start explains itself
+        if not isinstance(error, CortecsError):  # an error before anything is started explains itself
             print_note("No instance was started.")
     elif not is_quiet():
         print_facts(_report_facts(report, error), err=True)
@@ -285,7 +285,7 @@ def _left_running(report: BatchReport, error: BaseException | None) -> str:
     if report.unreleased:
         ids = " ".join(report.unreleased)
         return f"{ids} MAY STILL BE BILLED. To release: cortecs-async rm --stop {ids}"
-    # An unresolved start has no receipt, but the error, a note, or an incident names it.
+    # An unresolved start has no receipt, but the error, a note, or an incident mentions it.
     is_named = isinstance(error, AmbiguousStartError) or type(error) is CortecsError
     released = [each.instance_id for each in report.receipts]
     unexplained = [each for each in report.incidents if not any(name in each for name in released)]

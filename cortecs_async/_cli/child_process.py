@@ -26,14 +26,14 @@ NOT_FOUND = 127
 # command.
 GRACE_PERIOD = 10.0
 
-# After a command ends, seconds for its other processes to end too, such as a `tee` that still has to write
+# After a command exits, seconds for its other processes to exit too, such as a `tee` that still has to write
 # the last lines. The wait happens only if a process is left over.
 _DRAIN_TIME = 5.0
 
 # A terminal sends these to its whole foreground process group, which includes the command. A Python handler
 # cannot tell who sent a signal, so in the foreground they are assumed to come from the terminal.
 _FROM_TERMINAL = frozenset({"SIGINT", "SIGQUIT"})
-# The sender of these signals wants an early end.
+# The sender of these signals wants the command to exit early.
 _ENDING = frozenset({"SIGTERM", "SIGHUP"})
 _FORWARDED = tuple(
     signal.Signals[name]
@@ -45,7 +45,7 @@ _FORWARDED = tuple(
 # Not reached: Windows has no reaper, so `run` fails earlier.
 _NO_SIGNALS = "Windows has no signals between processes"
 
-# Seconds between two checks for the command's end, on systems that do not report it.
+# Seconds between two checks whether the command has exited, on systems that do not report it.
 _POLL_INTERVAL = 0.05
 
 
@@ -73,11 +73,11 @@ class ChildProcess:
     The command stays in this program's process group, so that Ctrl-C, Ctrl-Z, and reading from the terminal
     work as if the shell had started it. Signals that reach this program are forwarded to the command and have
     no other effect. Entering the block raises `CannotRunError` if the command cannot be started. Leaving the
-    block ends the command and all its descendants (see `ProcessTree`).
+    block terminates the command and all its descendants (see `ProcessTree`).
 
     Attributes:
-        left_behind: The number of processes the command left running. They were ended too.
-        unkillable: The ids of processes that could not be ended.
+        left_behind: The number of processes the command left running. They were terminated too.
+        unkillable: The ids of processes that could not be killed.
     """
 
     def __init__(self, command: list[str], env: Mapping[str, str]) -> None:
@@ -133,7 +133,7 @@ class ChildProcess:
             self._restore_handlers()
 
     async def wait(self) -> int:
-        """Wait until the command ends. Return its exit code as a shell does: 128 + n if signal n ended it."""
+        """Wait until the command exits. Return the exit code a shell would: 128 + n if signal n killed it."""
         assert self._process is not None  # noqa: S101  (for the type checker)
         assert self._tree is not None  # noqa: S101  (for the type checker)
         async with anyio.create_task_group() as tasks:
@@ -164,7 +164,7 @@ class ChildProcess:
     def _forward(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         has_ended = self._process is not None and self._process.returncode is not None
-        # Once the command has ended, a signal can only be meant for its other processes.
+        # Once the command has exited, a signal can only be meant for its other processes.
         self._must_hurry = self._must_hurry or has_ended or name in _ENDING
         if self._process is None:
             self._pending_signals.append(number)

@@ -72,7 +72,7 @@ async def _demo(step_seconds: float, prompt: str) -> None:
             emulator.client_id,
             emulator.client_secret,
             api_base_url=emulator.api_base_url,
-            # The instances end with the emulator, so there is no work for the reaper or `sweep`.
+            # The instances disappear with the emulator, so there is no work for the reaper or `sweep`.
             guard="off",
             journal="off",
         ) as client:

@@ -103,7 +103,7 @@ def _versions() -> dict[str, str]:
 
 
 def _extra_version(name: str) -> str | None:
-    """Return the versions of an extra's packages. None if one is missing."""
+    """Return the versions of an extra's packages, or None if one is missing."""
     try:
         return " + ".join(importlib.metadata.version(package) for package in _EXTRAS[name])
     except importlib.metadata.PackageNotFoundError:

@@ -36,7 +36,7 @@ def _parse_model(value: str) -> tuple[str, str, int]:
 def _group_models(
     _context: click.Context, _option: click.Parameter, values: tuple[tuple[str, str, int], ...]
 ) -> dict[str, dict[str, int] | None]:
-    """Collect the hardware of each model. None means all hardware."""
+    """Collect the hardware of each model. The value is None for all hardware."""
     models: dict[str, dict[str, int] | None] = {}
     for name, hardware, length in values:
         known = models.get(name, {})

@@ -62,7 +62,7 @@ def load_env_file(path: Path | None) -> None:
     """Set the variables from a .env file that are not set in the environment.
 
     Args:
-        path: The file. None for `.env` in the working directory, if it exists. From that file, only
+        path: The file, or None to use `.env` in the working directory if it exists. From that file, only
             credentials are set, because any other person or program may have put it there.
 
     Raises:

@@ -44,7 +44,8 @@ from .owners import UNMANAGED, describe_owner
 from .runtime import FAILED, call_api, run_async
 from .suggestions import did_you_mean, nearest
 
-# If there is nothing left to stop, the service rejects a stop with one of these. It is not documented which.
+# If there is nothing left to stop, the service rejects a stop request with one of these. It is not documented
+# which.
 _REJECTIONS = (BadRequestError, ConflictError, NotFoundError)
 
 _COLUMNS = ("id", "model", "hardware", "workers", "status", "step", "started", "owner", "base url")
@@ -233,7 +234,7 @@ async def _get_with_owners(
 def _check_status(status: str) -> None:
     """Reject a status unless it is known or an instance has it.
 
-    The API reference names three statuses, but the service may have more, so any status that an instance has
+    The API reference lists three statuses, but the service may have more, so any status that an instance has
     is accepted.
     """
     known = (*STATUSES, *sorted(FINAL_STATUSES - {*STATUSES}))
@@ -366,7 +367,7 @@ async def _remove(
     if instance_id in listed:
         instance = listed[instance_id]
     elif ignore_missing:
-        # One list without the instance proves nothing. A release reads again until it is certain.
+        # One list without the instance proves nothing. A release polls until it is certain.
         await client.release(instance_id, teardown_timeout=timeout)
         return "gone"
     else:
@@ -374,7 +375,7 @@ async def _remove(
     if stop_first:
         await client.release(instance_id, teardown_timeout=timeout)
     elif instance is None or has_ended(instance):
-        # If its status cannot be read, the service itself rejects deleting a running instance.
+        # If its status is unknown, the service itself rejects deleting a running instance.
         with anyio.move_on_after(timeout):
             await client.instances.delete(instance_id)
             return "deleted"

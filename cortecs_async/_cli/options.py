@@ -1,4 +1,4 @@
-"""Options shared by several commands: durations, amounts, and the arguments of a start."""
+"""Options shared by several commands: durations, amounts, and the arguments of start requests."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def json_option(help_text: str = "Print JSON with all fields.") -> Callable[[F],
 
 
 def start_options(command: F) -> F:
-    """Add the arguments of a start: model, hardware, workers, context length, billing interval."""
+    """Add the arguments of a start request: model, hardware, workers, context length, billing interval."""
 
     @click.argument("model")
     @click.argument("hardware", required=False)

@@ -33,10 +33,10 @@ _GAP = 2
 # Columns of standard output when it is not a terminal, so that no line is wrapped.
 _UNLIMITED = 100_000
 
-# The published reference names "pending", "running", and "stopped". "stopping" comes before "stopped".
+# The published reference lists "pending", "running", and "stopped". "stopping" comes before "stopped".
 STATUSES = ("pending", "running", "stopping", "stopped")
 
-# The published reference names only "stopped". The other statuses are assumed.
+# The published reference lists only "stopped". The other statuses are assumed.
 FINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
 
 
@@ -118,7 +118,7 @@ def count(number: int, noun: str) -> str:
 
 
 def step_text(instance: Instance) -> str | None:
-    """Format the step of a start, as reached by the fastest worker. None if the service reports no step."""
+    """Format the startup step that the fastest worker has reached, or None if the service reports no step."""
     step = Progress(instance=instance, elapsed=0.0).leading
     if not step.num_steps:
         return step.description or None
@@ -141,7 +141,7 @@ def error_text(error: CortecsError) -> str:
 
 
 class LibraryError(click.ClickException):
-    """A library error, shown as a command's message. The last line names the help for it.
+    """A library error, shown as a command's message. The last line tells how to get help for it.
 
     Args:
         error: The error.
@@ -158,12 +158,12 @@ class LibraryError(click.ClickException):
 
 
 def print_help_lines(*errors: CortecsError) -> None:
-    """Print, below error messages, how to read more about each error class, once per class."""
+    """Print how to get help for each error class, once per class, below the error messages."""
     _print_help_names(help_names(*errors))
 
 
 def help_names(*errors: CortecsError) -> tuple[str, ...]:
-    """Return the error classes to name below the messages. Empty with --quiet, and for programs."""
+    """Return the error classes to list below the messages: none with --quiet, and none for programs."""
     if is_quiet() or _has_option(JSON):
         return ()
     # The help for the base class explains nothing.
@@ -177,7 +177,7 @@ def _print_help_names(names: Iterable[str]) -> None:
 
 
 def _missing_text(error: MissingCredentialsError) -> str:
-    """Name the missing credentials. Messages about one of the two, or about a profile, stay as they are."""
+    """List the missing credentials. Messages about one of the two, or about a profile, stay as they are."""
     if error.profile or len(error.missing) != 2:
         return str(error)
     variables = " and ".join(f"CORTECS_{name.upper()}" for name in error.missing)
@@ -260,7 +260,7 @@ def print_nothing_left(cancelled: BaseException) -> None:
 
 @contextlib.contextmanager
 def start_progress() -> Generator[Callable[[Progress], None] | None]:
-    """Show the progress of a start on standard error. Yields an `on_progress`, or None with --quiet."""
+    """Show startup progress on standard error. Yields an `on_progress`, or None with --quiet."""
     if is_quiet():
         yield None
         return

@@ -10,7 +10,7 @@ from ..types import Owner
 from .output import format_time
 from .process_tree import command_line_of
 
-# No journal on this machine names the owner: a plain request, a person, or another machine started it.
+# No journal on this machine identifies the owner: a plain request, a person, or another machine started it.
 UNMANAGED = "unmanaged"
 
 # Python options that take a value as the next word.

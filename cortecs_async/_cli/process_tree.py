@@ -19,10 +19,10 @@ _HAS_PROC = Path("/proc/self/stat").is_file()  # Linux
 
 _PR_SET_CHILD_SUBREAPER = 36  # of Linux
 
-# Seconds after SIGKILL for a process to end. It may hang in the kernel or belong to another user.
+# Seconds after SIGKILL for a process to exit. It may hang in the kernel or belong to another user.
 _KILL_TIME = 5.0
 
-# Seconds between two reaps of ended adopted processes.
+# Seconds between two reaps of adopted processes that have exited.
 _REAP_INTERVAL = 5.0
 
 # The environment variable with the tokens of the `run` commands that a process belongs to.
@@ -50,10 +50,10 @@ class _Process:
 class ProcessTree:
     """The processes of a command: its descendants, including the ones that this process has adopted.
 
-    On Linux, this process adopts descendants whose parents end, such as daemons. As the first process of a
+    On Linux, this process adopts descendants whose parents exit, such as daemons. As the first process of a
     container, or with children from before the command, it also adopts the orphans of other programs. It then
     recognizes the command's descendants by a random token in their environment, which they inherit from the
-    command. On other systems, a process whose parent has ended is not found. The reapers of this package and
+    command. On other systems, a process whose parent has exited is not found. The reapers of this package and
     the owners of shared instances never belong to the tree, because an instance may depend on them.
 
     Attributes:
@@ -99,7 +99,7 @@ class ProcessTree:
             if each not in found and not each.is_zombie and not _is_helper(each.pid):
                 found[each] = None
                 roots.extend(children.get(each.pid, []))
-        # They stay in the tree if their parents end, even after they overwrite their environment.
+        # They stay in the tree if their parents exit, even after they overwrite their environment.
         self._known = {*found}
         return [*found]
 
@@ -123,11 +123,11 @@ class ProcessTree:
 
         Args:
             grace_period: Seconds between the two signals.
-            delay: Seconds before SIGTERM in which they can end by themselves.
+            delay: Seconds before SIGTERM in which they can exit by themselves.
             is_urgent: Whether to skip the rest of the delay.
 
         Returns:
-            The ids of processes that could not be ended, such as another user's.
+            The ids of processes that could not be killed, such as another user's.
         """
         if sys.platform == "win32":
             return ()  # without a reaper, `run` does not start a command
@@ -155,7 +155,7 @@ class ProcessTree:
         return ()
 
     async def reap_regularly(self, command: int) -> None:
-        """Reap ended adopted processes until cancelled. Otherwise, they would fill the process table.
+        """Reap exited adopted processes until cancelled. Otherwise, they would fill the process table.
 
         Args:
             command: The id of the process that the caller reaps itself.
@@ -167,7 +167,7 @@ class ProcessTree:
             await anyio.sleep(_REAP_INTERVAL)
 
     def reap(self, command: int) -> None:
-        """Reap ended adopted processes."""
+        """Reap adopted processes that have exited."""
         if not _HAS_PROC or sys.platform == "win32":
             return  # nothing was adopted
         kept = {*self._others, command}
@@ -222,8 +222,8 @@ def _processes() -> Iterator[_Process]:
 
 
 def _linux_process(pid: int) -> _Process | None:
-    """Return a Linux process. None if it does not exist."""
-    # The process may end during the read.
+    """Return a Linux process, or None if it does not exist."""
+    # The process may exit during the read.
     with contextlib.suppress(OSError, ValueError, IndexError):
         # The program's name, in parentheses, can contain any characters.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
@@ -232,7 +232,7 @@ def _linux_process(pid: int) -> _Process | None:
 
 
 def command_line_of(pid: int) -> tuple[str, ...]:
-    """Return the command line of a process. Empty if it cannot be read."""
+    """Return the command line of a process, or an empty string if it cannot be read."""
     try:
         if _HAS_PROC:
             return tuple(Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1])

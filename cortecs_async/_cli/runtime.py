@@ -147,7 +147,7 @@ def termination_signals() -> tuple[signal.Signals, ...]:
 
 
 def import_optional(module: str, extra: str) -> ModuleType:
-    """Import a module that needs optional packages. If one is missing, exit and name the extra to install."""
+    """Import a module that needs optional packages. If one is missing, exit and suggest the extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

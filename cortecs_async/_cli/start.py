@@ -89,7 +89,7 @@ def restart(instance_id: str, wait: bool, timeout: float | None, as_json: bool) 
 
 
 def _wait_timeout(wait: bool, timeout: float | None) -> float | None:
-    """Return the seconds to wait until the instance is running. None to not wait."""
+    """Return the seconds to wait until the instance is running, or None to skip waiting."""
     if timeout is not None and not wait:
         raise click.UsageError("--start-timeout needs --wait.")
     return (timeout or _DEFAULT_TIMEOUT) if wait else None
@@ -153,7 +153,7 @@ async def _report(client: AsyncCortecs, instance: Instance, timeout: float | Non
 async def _acquire(
     model: str, hardware: str | None, options: dict[str, Any], timeout: float, as_json: bool
 ) -> None:
-    # The reaper is required, because only it can enforce the limit after this command has ended.
+    # The reaper is required, because only it can enforce the limit after this command has exited.
     async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="required") as client:
         try:
             with start_progress() as on_progress:

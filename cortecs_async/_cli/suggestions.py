@@ -20,5 +20,5 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(names: Sequence[str]) -> str:
-    """Return the sentence that suggests these names, after a space. Empty without names."""
+    """Return a space and the sentence that suggests these names, or an empty string without names."""
     return f" {_hints.did_you_mean(names)}" if names else ""

@@ -1,1 +1,1 @@
-"""`AsyncCortecs`, and how it is wired."""
+"""`AsyncCortecs` and its wiring."""

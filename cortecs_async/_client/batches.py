@@ -95,10 +95,10 @@ class BatchMethods:
             max_retries: Retries of a request that fails while the endpoint answers others, or whose response
                 has a success status but contains an error. Default: 5. Timeouts, rejections, and requests
                 that may crash the server have separate limits: see docs/batch.md.
-            ordered: True: sort the output into the order of the input when it is complete.
-            retry_failed: True: retry requests whose output line is an error.
-            override_model: True: use `model_id` even for requests that name a different one.
-            text: True: the input is plain text, one prompt per line.
+            ordered: If True, sort the output into the order of the input when it is complete.
+            retry_failed: If True, retry requests whose output line is an error.
+            override_model: If True, use `model_id` even for requests that specify a different one.
+            text: If True, the input is plain text, one prompt per line.
             system: The system prompt for chats and responses that have none.
             max_tokens: Maximum tokens of each answer, for requests that set no limit.
             temperature: The temperature for requests that set none.
@@ -208,8 +208,8 @@ class BatchMethods:
             context_length: The longest context, in tokens. Default: as for `instance`.
             num_workers: 1 to 8, for each instance. Default: 1.
             instances: How many instances to use. Default: 1.
-            retry_failed: True: retry requests whose output line is an error.
-            override_model: True: use `model_id` even for requests that name a different one.
+            retry_failed: If True, retry requests whose output line is an error.
+            override_model: If True, use `model_id` even for requests that specify a different one.
             text: As for `run_batch`.
             system: As for `run_batch`.
             max_tokens: As for `run_batch`.

@@ -77,7 +77,7 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
             Default: CORTECS_PROFILE if it is set; otherwise `default`, if there are no other credentials.
         credential_provider: An async function that returns `Credentials`, instead of `client_id` and
             `client_secret`. It is called for each new access token, so it can return rotated secrets.
-        anonymous: True: use no credentials. Only `models` and `hardware_types` work then.
+        anonymous: If True, use no credentials. Only `models` and `hardware_types` work then.
 
     Requests:
         retry_policy: When and how often to repeat failed requests. Default: `RetryPolicy()`.
@@ -96,19 +96,19 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
             thirds of the CPU time, works only on asyncio, and needs the `aiohttp` extra.
         max_connections: Maximum number of parallel requests. Default: 100. Further requests wait. Releases go
             first, and a fifth of the number is reserved for them. Polls do not wait.
-        allow_insecure_http: True: allow plain http to other machines, for `api_base_url` and for the
+        allow_insecure_http: If True, allow plain http to other machines, for `api_base_url` and for the
             `base_url` of instances. This exposes your credentials and API keys to the network.
 
     Crash safety and telemetry:
-        journal: The record of your starts, which `sweep` reads if the reaper died too. `auto` (default),
-            `required` (raises `JournalError` if it cannot be written), or `off`.
+        journal: The record of your start requests, which `sweep` reads if the reaper died too. `auto`
+            (default), `required` (raises `JournalError` if it cannot be written), or `off`.
         state_dir: The directory of the journals. Default: the environment variable CORTECS_STATE_DIR, or your
             user's state directory if it is not set. The directory must belong to your user and must not be
             writable by others. It is created if it does not exist. In a container, use a directory on a
             volume that outlives the container.
-        tag_starts: True: request a context length reduced by a random amount of less than 1%. If the response
-            to a start is lost, this distinguishes your instance from identical ones started by other people.
-            It works only if the service returns the context length.
+        tag_starts: If True, request a context length reduced by a random amount of less than 1%. If the
+            response to a start request is lost, this distinguishes your instance from identical ones started
+            by other people. It works only if the service returns the context length.
         telemetry: Receives lease lifecycle events. `cortecs_async.integrations.opentelemetry.OpenTelemetry()`
             turns them into spans and metrics.
 

@@ -51,7 +51,7 @@ class Finding(Row):
         name: `credentials`, `inference key`, `service`, `token`, `clock`, `journal`, or `reaper`.
         ok: Whether the check passed.
         detail: The result of the check.
-        hint: The suggested action. Empty if there is nothing to do.
+        hint: The suggested action, or an empty string if there is nothing to do.
 
     Example:
         problems = [finding for finding in await client.diagnose() if not finding.ok]
@@ -255,7 +255,7 @@ def _is_from_service(error: CortecsError) -> bool:
 
 
 def _ahead(at: float, reply: Reply) -> float | None:
-    """Return how many seconds the local clock is ahead of the `Date` in a reply received at `at`."""
+    """Return the number of seconds the local clock is ahead of the `Date` in a reply received at `at`."""
     try:
         date = parsedate_to_datetime(reply.headers["date"])
         if date.tzinfo is None:

@@ -64,11 +64,11 @@ class LeaseMethods:
             start_timeout: Longest time from entering the block until the instance is usable. Default: 15
                 minutes.
             teardown_timeout: Longest time for the release, including retries. Default: 2 minutes.
-            on_exit: What happens at the end of the block. `delete` (default) stops and deletes the instance.
+            on_exit: What happens when you leave the block. `delete` (default) stops and deletes the instance.
                 `stop` ends its billing and keeps it for a restart. `keep` leaves it **running and billed**.
                 If entering fails, the instance is always deleted.
-            reuse: True: use a matching instance if there is one, as `instances.ensure` does. Afterwards, the
-                instance is left as it was found: running, or stopped again.
+            reuse: If True, use a matching instance if there is one, as `instances.ensure` does. Afterwards,
+                the instance is left as it was found: running, or stopped again.
             max_lifetime: Longest time from the start request to the release. Then the block is cancelled, the
                 instance is released, and `LeaseExpiredError` is raised. If your code blocks the event loop,
                 the reaper releases the instance a few seconds later. Default: no limit.
@@ -76,23 +76,24 @@ class LeaseMethods:
                 whole billing intervals. Default: no limit.
             on_loss: What to do if the instance stops or disappears during the block. `cancel` (default) ends
                 the block with `InstanceLostError`. `ignore` keeps the block running.
-            on_progress: A function called with a `Progress` at every change while the instance starts. It
-                can be async. If it raises, the start fails and the instance is deleted.
-            require_key: Check the inference API key before the start. True: raise an error if it is missing
-                or clearly wrong. None (default): log a warning, but only if a package such as `openai` is
-                installed. False: no check. Only the instance itself shows whether it accepts the key.
+            on_progress: A function called with a `Progress` at every change while the instance starts. It can
+                be async. If it raises, starting fails and the instance is deleted.
+            require_key: Check the inference API key before starting an instance. If True, raise an error if
+                the key is missing or clearly wrong. If None (the default), log a warning, but only if a
+                package such as `openai` is installed. If False, skip the check. Only the instance itself
+                shows whether it accepts the key.
 
         Raises:
             InvalidArgumentError: if an argument is invalid. No request is sent.
             ConfigurationError: if there are no credentials, or no key with `require_key=True`. No request is
                 sent.
-            RequestError: on entering, if the service rejects the start or cannot be reached.
+            RequestError: on entering, if the service rejects the start request or cannot be reached.
             LifecycleError: on entering, if the instance fails or is not usable in time.
             PriceUnknownError: on entering, if `max_cost` needs a price that the service does not return.
             GuardError: or `JournalError`, on entering, if a required reaper or journal does not work. Nothing
                 was started.
-            AmbiguousStartError: on entering, if the response to the start was lost and several instances
-                could be yours.
+            AmbiguousStartError: on entering, if the response to the start request was lost and several
+                instances could be yours.
             InstanceLostError: on leaving, if the instance stopped or disappeared during the block.
             LeaseExpiredError: on leaving, if `max_lifetime` or `max_cost` was reached.
             TeardownError: on leaving, if the release fails within `teardown_timeout`.

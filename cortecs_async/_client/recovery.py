@@ -48,9 +48,9 @@ class RecoveryMethods:
         to these processes. Instances that a reaper is still releasing are only reported, as `releasing`.
 
         Args:
-            dry_run: True: only report what a sweep would release.
-            force: True: also release instances that a reaper is still trying to release, for example with a
-                client secret that was rotated. This is safe even while the reaper is working. Instances of
+            dry_run: If True, only report what a sweep would release.
+            force: If True, also release instances that a reaper is still trying to release, for example with
+                a client secret that was rotated. This is safe even while the reaper is working. Instances of
                 running processes are not touched, except any they failed to release.
             timeout: Longest time for the whole sweep. Default: 330 seconds, which is long enough to settle a
                 start that was just sent. Anything unfinished by then is reported as `left` or `unsettled`.

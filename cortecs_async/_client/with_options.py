@@ -38,8 +38,9 @@ class Response:
 
     Attributes:
         status: The HTTP status, 200 to 299.
-        data: The decoded JSON, including fields that this client does not know. None for an empty body.
-        request_id: The `x-request-id` header, for the vendor's support. None if there is none (it is
+        data: The decoded JSON, including fields that this client does not know. The value is None for an
+            empty body.
+        request_id: The `x-request-id` header, for the vendor's support, or None if there is none (it is
             undocumented whether the service sends one).
         attempts: How many times the request was sent.
         headers: The headers by name. Upper and lower case do not matter.
@@ -87,7 +88,7 @@ class Calls:
 
     @property
     def last_response(self) -> Response | None:
-        """The response to the last successful call made with this object. None before the first one.
+        """The response to the last successful call made with this object, or None before the first one.
 
         If several tasks share this object, it can be the response to another task's call. Errors have
         attributes of their own.
@@ -136,7 +137,7 @@ class CallMethods:
 
         Args:
             timeout: Longest time for one attempt.
-            max_retries: Retries after the first attempt. 0 for none.
+            max_retries: Retries after the first attempt. Pass 0 to disable retries.
             retry_policy: When and how often to repeat failed requests.
             headers: Headers to send. They are added to the client's `default_headers` and replace any with
                 the same name.

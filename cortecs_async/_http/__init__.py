@@ -1,1 +1,1 @@
-"""Sending a request: its access token, its slot, its attempts, and the typed error if it fails."""
+"""Send requests, with an access token, a concurrency slot, retries, and a typed error on failure."""

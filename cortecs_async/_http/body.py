@@ -19,7 +19,7 @@ MAX_DEPTH = 200
 
 
 class BodyError(ValueError):
-    """The body cannot be read. The message completes the sentence "a body that ..."."""
+    """The body is invalid. The message completes the sentence "a body that ..."."""
 
 
 class BodyReader:

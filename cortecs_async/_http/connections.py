@@ -180,10 +180,10 @@ def _is_instance(value: object, *names: str) -> bool:
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext:
-    """Return the TLS context, with the certificates from the environment if it names any.
+    """Return the TLS context, with the certificates from the environment if it specifies any.
 
     Raises:
-        ConfigurationError: if the certificates cannot be loaded. The message names the variable.
+        ConfigurationError: if the certificates cannot be loaded. The message identifies the variable.
     """
     if not settings.uses_tls:
         # Loading certificates takes longer than creating the rest of a client.
@@ -235,7 +235,7 @@ def open_socket(address: tuple[Any, ...]) -> socket.socket:
 
 
 def kind_of(error: Exception) -> FailureKind | None:
-    """Return how an attempt that raised this error failed; None if it is not an HTTP error."""
+    """Return the kind of failure of an attempt that raised this error, or None if it is not an HTTP error."""
     if _is_instance(error, "PoolTimeout"):
         return FailureKind.NOT_SENT
     if _is_instance(error, "ConnectError", "ConnectTimeout", "ProxyError"):

@@ -122,14 +122,14 @@ _VAGUE_HINTS = frozenset({400, 404, 422})
 
 
 def start_warning(method: str, path: str, *, unknown: bool) -> str:
-    """Return the text to add to an error message when a start may have worked."""
+    """Return the text to add to an error message when a start request may have worked."""
     if unknown and is_start(method, path):
         return " An instance may have been started: check client.instances.list()."
     return ""
 
 
 def outage(failure: Failure, url: str, *, counted: int) -> str:
-    """Return the text to log while a request waits for a service that is down; empty if it is up.
+    """Return the text to log while a request waits for a service that is down, or an empty string.
 
     A response such as 502 counts from the second in a row, because a single one is often followed by a
     success.
@@ -300,11 +300,11 @@ class Failure:
     Attributes:
         detail: Details for display, without secrets.
         is_unreachable: Whether no connection could be opened.
-        status: HTTP status, if one was read.
+        status: HTTP status, if one was received.
         retry_after: Seconds the service asked to wait.
         body: Redacted excerpt of the response body.
-        reason: The service's error text, from the JSON of its response (`error_reason`). Empty for any other
-            body, such as HTML from a proxy.
+        reason: The service's error text, from the JSON of its response (`error_reason`). An empty string for
+            any other body, such as HTML from a proxy.
     """
 
     kind: FailureKind

@@ -17,7 +17,7 @@ _BY_ERRNO = {
 
 
 def connection_problem(error: Exception) -> str:
-    """Return why no connection was opened, from an error of any HTTP library; empty if that is unclear."""
+    """Return the reason no connection was opened, from any HTTP library's error, or an empty string."""
     causes = list(causes_of(error))
     # Python's own errors. aiohttp's are subclasses without their attributes, which are caused by these.
     for cause in (each for each in causes if type(each).__module__ in {"ssl", "socket"}):

@@ -3,8 +3,8 @@
 The service does not support idempotency keys. A `start` whose response is lost may have started a billed
 instance, and repeating it would start a second one. So a `start` is retried only if the first one definitely
 had no effect. The API's other requests can be retried: a GET does not change anything, and a `stop`,
-`delete`, or `restart` names its instance. A POST or PATCH that is not in the published API is treated like a
-start.
+`delete`, or `restart` identifies its instance. A POST or PATCH that is not in the published API is treated
+like a start request.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One attempt at a request: send it and return data or a failure.
+"""Send a request once and return data or a failure.
 
 Only this module and connections.py import httpx, so replacing the HTTP library only affects these two.
 """
@@ -50,12 +50,12 @@ _URGENT_POOL_TIMEOUT = 1.0
 
 
 class _ConnectedError(Exception):
-    """Ends a request before anything is sent, because the connection to the service is open."""
+    """Aborts a request before anything is sent, because the connection to the service is open."""
 
 
 @frozen
 class _Received:
-    """A response, and its body or the reason it cannot be read."""
+    """A response, and its body or the reason the body is invalid."""
 
     response: httpx.Response
     body: bytes | None = field(repr=False)

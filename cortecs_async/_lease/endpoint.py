@@ -122,11 +122,11 @@ class Endpoint:
                 first.
             concurrency: Maximum number of parallel calls. Default: 16. To change it later, set
                 `results.concurrency`.
-            ordered: True (default): yield the results in the order of the items. False: yield each result as
-                soon as it is ready.
-            return_exceptions: True: yield an exception of `fn` as a result. False (default): raise it in
-                place of the result. Before that, the other calls are cancelled and have ended, and no further
-                call begins.
+            ordered: If True (the default), yield the results in the order of the items. If False, yield each
+                result as soon as it is ready.
+            return_exceptions: If True, yield an exception from `fn` as a result. If False (the default),
+                raise it in place of the result. Before that, the other calls are cancelled and have ended,
+                and no further call begins.
 
         Raises:
             InvalidArgumentError: if an argument is invalid or the lease has ended.

@@ -35,7 +35,7 @@ def is_connection_error(error: BaseException) -> bool:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status of the response that caused this error; None if there is none."""
+    """Return the HTTP status of the response that caused this error, or None if there is none."""
     if _SERVER_ERROR in _names(error):
         return None
     # openai and packages built on it; aiohttp; httpx.
@@ -63,7 +63,7 @@ def note_rejected_key(error: BaseException | None, origin: str) -> None:
 
     Args:
         error: The error of the block, if any.
-        origin: The origin of the key. Empty if no key was used.
+        origin: The origin of the key, or an empty string if no key was used.
     """
     if error is not None and origin and status_of(error) == 401:
         add_note(

@@ -28,7 +28,8 @@ class InstanceHandle(Endpoint):
         base_url: The URL of the OpenAI-compatible endpoint. It ends in `/v1`.
         model: The name to pass to the endpoint as `model`.
         account: A fingerprint of the account.
-        expires_at: Unix time in seconds at which the instance is released automatically, or None for never.
+        expires_at: Unix time in seconds at which the instance is released automatically, or None if it never
+            expires.
         allow_insecure_http: Whether `base_url` may be plain http on another machine, as for `AsyncCortecs`.
 
     Raises:
@@ -121,7 +122,7 @@ def _restore(arguments: dict[str, Any]) -> InstanceHandle:
 
 
 def url_problem(base_url: str, *, allow_insecure_http: bool) -> str | None:
-    """Return why a key must not be sent to the URL of an endpoint; None if it is safe."""
+    """Return the reason a key must not be sent to an endpoint URL, or None if it is safe."""
     try:
         check_api_base_url(base_url, allow_insecure_http=allow_insecure_http)
     except ConfigurationError as error:

@@ -3,12 +3,12 @@
 The steps of a lease, and where to find each:
 
 1. Check the arguments: `check_start` (`_api/validation.py`) and `LeaseOptions` (`options.py`). If there is a
-   `max_cost`, read the price: `Prices.limit` (`pricing.py`).
+   `max_cost`, get the price: `Prices.limit` (`pricing.py`).
 2. Start the reaper (`Promises.arm` in `_recovery/promises.py`) and list the existing instances, the baseline:
    `Starter._attempt` (`starter.py`).
 3. Record the intent in the journal, which is created with the first promise, and in the reaper. Wait until
    the reaper has connected to the service: `Promises.record_intent`, `PromiseStore.commit`.
-4. Send the start: `Instances.start_once` (`_api/instance_requests.py`).
+4. Send the start request: `Instances.start_once` (`_api/instance_requests.py`).
 5. Classify the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `StartSearch.resolve`
    (`start_search.py`).
 6. Wait until it is running: `wait` (`provisioning.py`). Run the block under the `Watchdog` (`watchdog.py`).
@@ -109,12 +109,13 @@ class InstanceLease(LeaseView):
             GuardError: if a required reaper is not running or cannot connect to the service. Nothing was
                 started.
             JournalError: if a required journal cannot be written. Nothing was started.
-            AmbiguousStartError: if the response to the start was lost and several instances could be yours.
+            AmbiguousStartError: if the response to the start request was lost and several instances could be
+                yours.
             LeaseExpiredError: if `max_lifetime` or `max_cost` is reached before the instance is running.
             LifecycleError: if the instance fails or is not running in time.
             EndpointError: if the service returns a `base_url` that is not safe to send a key to.
-            RequestTimeoutError: if no start succeeded within `start_timeout`.
-            RequestError: if the service rejects the start or cannot be reached.
+            RequestTimeoutError: if no start request succeeded within `start_timeout`.
+            RequestError: if the service rejects the start request or cannot be reached.
         """
         await self._enter("instance" if self._options.borrowed is None else "attach")
         self._watchdog = Watchdog(self._state, self.instance, weakref.WeakMethod(self._release_early))
@@ -146,7 +147,7 @@ class InstanceLease(LeaseView):
         if self._options.borrowed is None:
             self._services.promises.check_platform()
         enable_ki_protection(InstanceLease.__aexit__, InstanceLease._end)
-        # First, because the release ends the hold, even if the lease is garbage-collected during the start.
+        # First, because the release ends the hold, even if the lease is garbage-collected while starting.
         self._services.http.hold()
         self._phase = _Phase.STARTING
         state, report = self._state, self._report
@@ -245,8 +246,8 @@ class InstanceLease(LeaseView):
     async def _end(self, cause: BaseException | None, on_exit: OnExit) -> BaseException | None:
         """Release the instance.
 
-        If there is a `cause`, return the error the caller must raise: `cause`, or the loss of the instance.
-        Otherwise, raise the error that occurred.
+        If there is a `cause`, return the error the caller must raise: `cause`, or an error that the instance
+        was lost. Otherwise, raise the error that occurred.
         """
         self._phase = _Phase.ENDED
         if is_closed_coroutine(cause):

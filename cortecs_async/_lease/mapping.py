@@ -31,7 +31,7 @@ from .._logging import Event, log
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Seconds that the end of a lease and a cancelled `aclose` wait for cancelled calls.
+# Seconds that an ending lease and a cancelled `aclose` wait for cancelled calls.
 _JOIN_TIMEOUT = 5.0
 
 

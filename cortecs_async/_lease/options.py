@@ -38,8 +38,8 @@ class LeaseOptions:
     """The checked arguments of `client.instance`, `attach`, and `acquire`; times in seconds.
 
     Attributes:
-        args: The arguments of the start, from `check_start`.
-        borrowed: The id of an instance to attach to; None to start one.
+        args: The arguments of the start request, from `check_start`.
+        borrowed: The id of an instance to attach to, or None to start one.
         require_key: As for `client.instance`.
     """
 

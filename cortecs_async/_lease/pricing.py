@@ -43,7 +43,7 @@ class Price:
     Attributes:
         per_minute: The price for billing per minute.
         per_hour: The price for billing per hour. Default: 60 times `per_minute`.
-        currency: The currency, as named by the service; empty if unknown.
+        currency: The currency, as reported by the service, or an empty string if unknown.
     """
 
     per_minute: float
@@ -60,12 +60,12 @@ class Receipt(Row):
 
     Attributes:
         instance_id: The id of the instance.
-        seconds: Seconds from the start request to the accepted stop.
+        seconds: Seconds from the start request to the accepted stop request.
         billing_interval: `per_minute` or `per_hour`.
         intervals: Number of billing intervals billed. Partial intervals are rounded up.
         num_workers: Number of workers. Each one is billed for every interval.
-        cost: The cost in `currency`. None if no price is known.
-        currency: The currency, as named by the service. Empty if unknown.
+        cost: The cost in `currency`, or None if no price is known.
+        currency: The currency, as reported by the service, or an empty string if unknown.
         released: Whether the lease has released the instance. If False, the instance may still be billed:
             during the block, after a block whose instance keeps running, and if the release failed.
 
@@ -129,7 +129,7 @@ def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price |
 
 
 def seconds_for(max_cost: float, price: Price, args: InstanceArgs) -> float:
-    """Return how many seconds an instance can run on a budget.
+    """Return the number of seconds an instance can run on a budget.
 
     Raises:
         InvalidArgumentError: if the budget is less than one billing interval.
@@ -159,7 +159,7 @@ def read_price(hardware_type: HardwareType) -> Price | None:
 
 
 class Prices:
-    """The price list of the service, read once per client."""
+    """The service's price list, fetched once per client."""
 
     def __init__(self, hardware_types: HardwareTypes, models: Models) -> None:
         self._hardware_types = hardware_types
@@ -176,7 +176,7 @@ class Prices:
         return self._known.get(hardware_type_id or "")
 
     def prefetch(self, hardware_type_id: str | None) -> None:
-        """Read the price list in the background for a receipt. A failure is only logged."""
+        """Fetch the price list in the background for a receipt. A failure is only logged."""
         if (hardware_type_id or "") in self._known or anyio.current_time() < self._paused_until:
             return
         self._wanted.add(hardware_type_id or "")
@@ -194,13 +194,13 @@ class Prices:
             with anyio.move_on_after(_PREFETCH_TIMEOUT):
                 self._add(await self._hardware_types.list_once())
                 self._known = {**dict.fromkeys(self._wanted), **self._known}
-        except Exception as error:  # noqa: BLE001  (no error about a price may fail a start)
+        except Exception as error:  # noqa: BLE001  (no error about a price may prevent starting an instance)
             log(Event.LEASE_NO_PRICES, error_type=type(error).__name__, error=error)
         finally:
             self._prefetching = None
 
     async def limit(self, options: LeaseOptions) -> tuple[float, str]:
-        """Return how many seconds an instance can run, and the limit as text: `max_lifetime=60 s`."""
+        """Return the number of seconds an instance can run, and the limit as text: `max_lifetime=60 s`."""
         args, max_lifetime, max_cost = options.args, options.max_lifetime, options.max_cost
         lifetime, name = math.inf, ""
         if max_lifetime is not None:

@@ -19,7 +19,7 @@ from .state import LeaseState, Origin
 
 
 async def start(state: LeaseState) -> None:
-    """Start an instance, reuse one, or attach to one. With a `max_cost`, read the price first."""
+    """Start an instance, reuse one, or attach to one. With a `max_cost`, get the price first."""
     services, options, held = state.services, state.options, state.held
     attempt = held.attempt = services.starter.prepare(options.args, partial(_started, state))
     with anyio.CancelScope(deadline=state.on_loop(state.began + options.start_timeout)) as scope:
@@ -42,7 +42,7 @@ async def start(state: LeaseState) -> None:
     # because the response may have arrived just before the deadline.
     await services.promises.flush()
     if state.newest is None:
-        # The deadline passed during a start, between two starts, or during the search for the instance of a
+        # The deadline passed during or between two start requests, or during the search for the instance of a
         # start.
         unknown = attempt.is_open or bool(attempt.not_seen)
         if attempt.is_open and state.age >= state.lifetime:
@@ -117,7 +117,7 @@ async def wait(state: LeaseState) -> None:
         if state.age < state.lifetime:
             raise
         problem = f". {error}"
-    # Checked even without a timeout, because the machine may have been suspended during the start.
+    # Checked even without a timeout, because the machine may have been suspended while starting.
     if state.age >= state.lifetime:
         raise LeaseExpiredError(
             f"Instance {instance_id} reached {state.limit} before it was running{problem}",
@@ -125,7 +125,7 @@ async def wait(state: LeaseState) -> None:
         )
     _check_base_url(state)
     expected = state.services.instances.poller.expected
-    # Without a reading, it may count as running because of the response to the start.
+    # Without a reading, it may count as running because of the response to the start request.
     if state.held.key is not None and expected.visible_at(instance_id) < anyio.current_time():
         state.services.promises.record_seen(state.held.key)
 

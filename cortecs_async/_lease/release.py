@@ -33,7 +33,7 @@ from .state import HeldInstance, LeaseServices, LeaseState, Origin
 
 @define(eq=False)
 class Release:
-    """One release. After an interruption, call `run` again to continue; the deadline stays the same.
+    """A single release operation. After an interruption, call `run` again to continue with the same deadline.
 
     Attributes:
         deadline: The deadline in seconds of `anyio.current_time`.
@@ -59,7 +59,7 @@ class Release:
 
     @property
     def goal(self) -> Goal | None:
-        """The state to leave the instance in; None to leave it alone, or if there is no instance."""
+        """The state to leave the instance in, or None to leave it alone or if there is no instance."""
         if self.held.instance_id is None:
             return None
         match self.held.origin:
@@ -72,12 +72,12 @@ class Release:
 
     @property
     def stopped_at(self) -> float | None:
-        """The time the service last accepted a stop, in seconds of `anyio.current_time`."""
+        """The time the service last accepted a stop request, in seconds of `anyio.current_time`."""
         return None if self._teardown is None else self._teardown.stopped_at
 
     @property
     def loss(self) -> str | None:
-        """How the instance ended before its release, such as 'disappeared'; None if it had not ended."""
+        """How the instance was lost before its release, such as 'disappeared', or None if it was not lost."""
         return None if self._teardown is None or self.failure is not None else self._teardown.loss
 
     async def run(self) -> None:
@@ -152,7 +152,7 @@ class Release:
         await self._run(self._teardown)
 
     async def _find_not_seen(self) -> None:
-        """Release the instances of the start's earlier requests, if they have appeared by now."""
+        """Release the instances of earlier start requests, if they have appeared by now."""
         start = self.held.attempt
         if start is None or not start.not_seen or self.held.instance_id is None:
             return
@@ -216,7 +216,7 @@ def close_receipt(state: LeaseState, release: Release, failure: BaseException | 
     state.close(release.stopped_at, released=failure is None and release.goal is not None)
     model = state.info().model
     if failure is not None:
-        # Other errors, such as KeyboardInterrupt, do not name the instance.
+        # Other errors, such as KeyboardInterrupt, do not mention the instance.
         if not isinstance(failure, CortecsError):
             add_note(failure, f"MAY STILL BE BILLED: {held.name}")
         log(

@@ -1,8 +1,8 @@
-"""Find the instance of a start whose outcome is unknown, in the process that sent it.
+"""Find the instance of a start request whose outcome is unknown, in the process that sent it.
 
-Lists are read until a new, matching instance appears that no other start could have created. `starter`
-searches after each lost response, and `release` searches when a block ends before its start has an outcome.
-`recovery` does the same for dead processes.
+Lists are fetched until a new, matching instance appears that no other start request could have created.
+`starter` searches after each lost response, and `release` searches when a block ends before its start request
+has an outcome. `recovery` does the same for dead processes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _CONTESTED_GRACE = 60.0
 # Seconds between two lists while they disagree.
 _AGREEMENT_INTERVAL = 1.0
 
-# Seconds that the end of a block searches for the instance of an earlier start if there is a candidate.
+# Seconds to search for the instance of an earlier start request on leaving a block, if there is a candidate.
 _LATE_SEARCH = 30.0
 
 
@@ -63,18 +63,18 @@ class StartSearch:
         self._searching = SingleFlight(self._read)
 
     async def resolve(self, start: StartAttempt, *, to_release: bool) -> Instance | None:
-        """Find the instance of a start whose outcome is unknown. Return None if none has appeared in time.
+        """Find the instance of an unresolved start. Return None if none has appeared in time.
 
         If the request is still in progress because its caller was cancelled, this also ends when the response
         arrives. Then `start` has the outcome.
 
         Args:
-            start: The start.
+            start: The start request.
             to_release: Adopt the instance once it has been listed for a few seconds, because it is released
                 anyway, and continue after any error. Otherwise, wait until the deadline.
 
         Raises:
-            AmbiguousStartError: if it is unclear which instance the start created.
+            AmbiguousStartError: if it is unclear which instance the start request created.
             RequestError: if the instances cannot be listed, unless `to_release`.
         """
         assert start.unresolved is not None  # noqa: S101  (set before it was sent)
@@ -155,7 +155,7 @@ class StartSearch:
         seconds: float,
         unconfirmed: bool = True,
     ) -> Outcome:
-        """Decide which instance a start created and claim it.
+        """Decide which instance a start request created and claim it.
 
         The decision is open while the lists of the last `seconds` disagree. Without `unconfirmed`, an
         instance is ambiguous unless its timestamp or its tag confirms it.
@@ -192,7 +192,7 @@ class StartSearch:
         await self.promises.flush()
 
     async def _view(self, start: StartAttempt, *, to_release: bool) -> _View | None:
-        """Return a list read while no start of the model was in progress; None if there is none.
+        """Return a list fetched while no start request for the model was in progress, or None.
 
         In such a list, each new instance is claimed or belongs to an unresolved start.
         """

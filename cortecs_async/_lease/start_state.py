@@ -1,4 +1,4 @@
-"""The state of one start or restart: what was sent, and what is known about the outcome."""
+"""The state of a start or restart request: the data sent, and the known facts about the outcome."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .._http.retry import may_have_taken_effect
 
 
 class StartState(enum.Enum):
-    """The progress of a start."""
+    """The progress of a start request."""
 
     NOT_STARTED = "nothing was started"
     SENT = "sent, no response yet"
@@ -37,20 +37,21 @@ class StartState(enum.Enum):
 
 @define(eq=False)
 class StartAttempt:
-    """A lease's start. It receives the outcome of its requests.
+    """A lease's attempts to start an instance. Receives the outcome of its requests.
 
     Attributes:
         policy: The policy that sets how long to search for the instance of an unresolved start.
         claims: The client's other starts.
         on_started: Called with the instance as soon as it is known, even if the caller was cancelled.
         on_sent: Called each time the request is sent.
-        key: The key of its open record; None if there is none.
+        key: The key of its open record, or None if there is none.
         instance_id: The id of its instance, once it is known.
         adopted: Whether the instance was found in a list, without a response.
         request_id: The service's id for the last request, if it sent one.
         sent_at: The time the last request was sent, in seconds of `anyio.current_time`; billing starts here.
         suspended_before: The value of `suspended` at that time.
-        unresolved: This start in the form that is matched with instances; set before the request is sent.
+        unresolved: The start request in the form that is matched with instances; set before the request is
+            sent.
         failure: How the last request failed.
         window: Seconds the lease waits for the instance of an unresolved start.
         recent: The instances shown by lists since the last request.
@@ -84,7 +85,7 @@ class StartAttempt:
 
     @property
     def visible_until(self) -> float:
-        """The end of the wait for the start's instance, in seconds of `anyio.current_time`."""
+        """The time at which to stop waiting for the instance, in seconds of `anyio.current_time`."""
         has_response = self._request is None or not self._request.is_running
         return self._visible_until if has_response else math.inf
 
@@ -147,7 +148,7 @@ class StartAttempt:
         """Wait for the response to a request in progress, for at most `timeout` seconds.
 
         Returns:
-            Whether the outcome of the start is known.
+            Whether the outcome of the start request is known.
         """
         if self._request is not None and self._request.is_running:
             with anyio.move_on_after(timeout):
@@ -174,7 +175,7 @@ class StartAttempt:
 
 @define(eq=False)
 class RestartAttempt:
-    """A lease's restart. It receives the outcome of its requests.
+    """A lease's attempts to restart an instance. Receives the outcome of its requests.
 
     Attributes:
         disown: A function that forgets the instance, because nothing was restarted. It returns the key of the
@@ -210,7 +211,7 @@ class RestartAttempt:
         async with anyio.create_task_group() as tasks:
 
             async def watch() -> None:
-                # If the instance cannot be read, only the response shows the outcome.
+                # If the instance cannot be parsed, only the response shows the outcome.
                 with contextlib.suppress(Exception):
                     await is_restarted()
                     tasks.cancel_scope.cancel()

@@ -1,16 +1,16 @@
-"""Start an instance without losing it, even if the response to the start is lost.
+"""Start an instance without losing it, even if the response to the start request is lost.
 
-The service does not support idempotency keys, so a start whose outcome is unknown is never repeated blindly.
-For each attempt:
+The service does not support idempotency keys, so a start request with an unknown outcome is never repeated
+blindly. For each attempt:
 
 1. List the existing instances (the baseline) and record the intent in the journal and the reaper.
-2. Send the start. `StartAttempt` receives the outcome, even if the task that sent it is cancelled.
-3. If the service rejects the start, or the start was not sent, nothing was started: close the record durably
+2. Send the start request. `StartAttempt` receives the outcome, even if the task that sent it is cancelled.
+3. If the service rejects the start request, or it was not sent, nothing was started: close the record durably
    and retry as `RetryPolicy` allows.
 4. If the outcome is unknown, list until a new instance with the same arguments appears, and adopt it. If
-   several could be ours, raise AmbiguousStartError. If none appears in time, the start may be sent again. The
-   record of the first start stays open, because its instance may still appear: the reaper and `sweep` search
-   for it, and the lease's release searches once.
+   several could be ours, raise AmbiguousStartError. If none appears in time, the start request can be sent
+   again. The record of the first one stays open, because its instance may still appear: the reaper and
+   `sweep` search for it, and the lease's release searches once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from .start_search import StartSearch
 from .start_state import StartAttempt, StartState
 from .tags import StartTags
 
-# Maximum age in seconds of a list that serves as a baseline, so that a stream of starts shares lists.
+# Maximum age in seconds of a list that serves as a baseline, so that many start requests in a row share
+# lists.
 _BASELINE_MAX_AGE = 1.0
 
 
@@ -79,7 +80,7 @@ class Starter:
         """Start an instance. If the response is lost, find the instance.
 
         Raises:
-            AmbiguousStartError: if it is unclear which instance the start created.
+            AmbiguousStartError: if it is unclear which instance the start request created.
             JournalError: or `GuardError`, if a required journal or reaper is missing. Nothing was sent.
             RequestError: if nothing was started or, with `outcome_unknown`, if that is uncertain.
         """
@@ -132,7 +133,7 @@ class Starter:
     def wait_before_retry(
         self, path: str, failure: Failure, *, attempt: int, counted: int, elapsed: float
     ) -> float | None:
-        """Return the seconds until a rejected start or restart may be sent again, or None to give up.
+        """Return the seconds until a rejected start or restart request can be sent again, or None to give up.
 
         See `next_wait`.
         """
@@ -145,7 +146,7 @@ class Starter:
         return wait
 
     async def _attempt(self, start: StartAttempt) -> Instance:
-        """List the baseline, record the intent, and send the start.
+        """List the baseline, record the intent, and send the start request.
 
         This takes a slot first. Otherwise, the baseline could be outdated by the time a connection is free.
         """
@@ -153,7 +154,7 @@ class Starter:
         start.recent = self.search.recent_lists()
         await self._acquire_slot(start.args.model_id)
         try:
-            # Before the baseline, which must be recent when the start is sent.
+            # Before the baseline, which must be recent when the start request is sent.
             tag = await self._tags.new_tag(start.args)
             listing = await self._baseline()
             # The journal drops a baseline that no open start uses. Without a baseline, every instance looks
@@ -164,7 +165,7 @@ class Starter:
                 start.args, listing.baseline, service_at=listing.instances.date, tag=tag
             )
             if tag is not None and not self._tags.enabled:
-                # In the meantime, another start has shown that the service does not return tags.
+                # In the meantime, another start request has shown that the service does not return tags.
                 tag = None
                 self.promises.untag()
                 await self.promises.flush()
@@ -197,7 +198,7 @@ class Starter:
             self._slots.release(Priority.CALL)
 
     async def _baseline(self) -> _Listing:
-        """Return a recent list, join a request in progress, or read a new list."""
+        """Return a recent list, join a request in progress, or fetch a new list."""
         recent = self._recent
         if recent is not None and recent.began >= anyio.current_time() - _BASELINE_MAX_AGE:
             return recent

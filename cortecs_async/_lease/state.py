@@ -39,9 +39,9 @@ class HeldInstance:
     """The instance a lease holds or may hold.
 
     Attributes:
-        instance_id: The id; None while no instance is known.
-        key: The key of its open record; None if there is nothing to release.
-        attempt: The start that created it or may have created it.
+        instance_id: The id, or None while no instance is known.
+        key: The key of its open record, or None if there is nothing to release.
+        attempt: The start request that created it or may have created it.
         restart: The restart of an instance that was found stopped.
         missing_since: The time since which readings agree that it is missing, in seconds of
             `anyio.current_time`.
@@ -62,14 +62,14 @@ class HeldInstance:
 
     @property
     def billed_from(self) -> float | None:
-        """The time the start was sent, in seconds of `LeaseState.now`; None if the instance was found."""
+        """The time the start request was sent, by `LeaseState.now`, or None if the instance was found."""
         if self.origin is not Origin.STARTED or self.attempt is None:
             return None
         return self.attempt.sent_at + self.attempt.suspended_before
 
     @property
     def open_key(self) -> str | None:
-        """The key of the open record of the instance, or of the start if there is none."""
+        """The key of the open record of the instance, or of the start request if there is none."""
         return self.key or (self.attempt.key if self.attempt is not None else None)
 
     def may_have_instance(self) -> bool:
@@ -158,16 +158,16 @@ class LeaseState:
 
     @property
     def billed_from(self) -> float:
-        """The time billing began, when the start was sent or the lease was entered, in seconds of `now`."""
+        """The time billing began, by `now`: when the start request was sent or the lease was entered."""
         return self.began if self.held.billed_from is None else self.held.billed_from
 
     @property
     def expires_at(self) -> float:
-        """The time the lifetime ends, in seconds of `now`; infinity for never."""
+        """The time the lifetime ends, in seconds of `now`; infinity if it never ends."""
         return self.billed_from + self.lifetime
 
     def expiry(self) -> float | None:
-        """Return the end of the lifetime as Unix time, for the reaper; None for never."""
+        """Return the end of the lifetime as Unix time, for the reaper, or None if it never ends."""
         if math.isinf(self.lifetime):
             return None
         return self.services.promises.system.wall_clock() + self.lifetime - self.age
@@ -183,7 +183,7 @@ class LeaseState:
             self.final = evolve(final, released=released)
 
     def _count(self, until: float) -> Receipt:
-        # After a cancelled start, the instance may have been read only to release it.
+        # After starting was cancelled, the instance may have been fetched only to release it.
         instance_id = self.held.instance_id or self.instance.instance_id
         args = self.options.args if self.newest is None else self.newest.instance_args
         # No documented response from the service contains the number of workers.

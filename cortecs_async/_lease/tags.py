@@ -1,7 +1,7 @@
-"""Tag starts by a context length that is slightly smaller: `AsyncCortecs(tag_starts=True)`.
+"""Tag start requests with a slightly smaller context length: `AsyncCortecs(tag_starts=True)`.
 
-The service does not support tags. A start that asks for 31,847 tokens instead of 32,000 can be distinguished
-from another user's identical start, because an instance's description includes its arguments.
+The service does not support tags. A start request for 31,847 tokens instead of 32,000 can be distinguished
+from another user's identical request, because an instance's description includes its arguments.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class StartTags:
     """The tags for one client's starts.
 
     Attributes:
-        enabled: Whether starts are tagged. False once the service does not return a tag.
+        enabled: Whether start requests are tagged. False once the service does not return a tag.
     """
 
     models: Models
@@ -32,10 +32,10 @@ class StartTags:
     _defaults: dict[InstanceArgs, int] = field(factory=dict)
 
     async def new_tag(self, args: InstanceArgs) -> int | None:
-        """Return the context length to send as the tag; None for a start without a tag.
+        """Return the context length to send as the tag, or None to send the start request without a tag.
 
-        A start does not get a tag if its context length is neither given nor known, because the model might
-        not allow the length that would be sent.
+        A start request does not get a tag if its context length is neither given nor known, because the model
+        might not allow the length that would be sent.
         """
         if not self.enabled:
             return None
@@ -53,7 +53,7 @@ class StartTags:
         return self._defaults[args]
 
     def is_returned(self, tag: int, instance: Instance) -> bool:
-        """Return whether the response to a start contains its tag. If not, stop tagging starts."""
+        """Return whether the response to a start request contains its tag. If not, stop tagging."""
         if instance.instance_args.context_length == tag:
             return True
         if self.enabled:

@@ -33,7 +33,7 @@ class LeaseView(Endpoint):
     def base_url(self) -> str:
         """The URL of the OpenAI-compatible endpoint. It ends in `/v1`."""
         # Not the URL in `instance`: the service may later return a different one, which is not checked.
-        _ = self.instance  # raises an error before the start
+        _ = self.instance  # raises an error before the instance is started
         return self._state.base_url
 
     @property
@@ -60,7 +60,7 @@ class LeaseView(Endpoint):
 
     @property
     def cost_so_far(self) -> float | None:
-        """The estimated cost until now, in `receipt.currency`. None if no price is known.
+        """The estimated cost until now, in `receipt.currency`, or None if no price is known.
 
         It includes every billing interval that started since the start request, for each worker, at the list
         price. The service's bill is authoritative.

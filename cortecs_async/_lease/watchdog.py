@@ -1,4 +1,4 @@
-"""Cancel a lease's block when its instance is lost, or its lifetime ends."""
+"""Cancel a lease's block when its instance is lost or its lifetime ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Watchdog:
 
     Attributes:
         instance: The latest snapshot. The lease shows it once the block has ended.
-        verdict: The loss or expiry, if there was one.
+        verdict: The reason to cancel the block: the instance was lost or the lease expired, or None if
+            neither happened.
     """
 
     _state: LeaseState
@@ -111,8 +112,9 @@ class Watchdog:
     async def _until_lost(self) -> str:
         policy, expected = self._state.services.poll, self._state.services.instances.poller.expected
         if expected.visible_at(self.instance.instance_id) > anyio.current_time():
-            # The response to the start already reported it as running, so no reading has shown it yet. Read
-            # it once: otherwise, a teardown treats a missing instance as one that is not visible yet.
+            # The response to the start request already reported it as running, so no reading has shown it
+            # yet. Read it once: otherwise, a teardown treats a missing instance as one that is not visible
+            # yet.
             with contextlib.suppress(Exception):
                 await self._next(known=None)
         while True:
@@ -121,7 +123,7 @@ class Watchdog:
                 if found is not None and not _is_lost(found):
                     self.instance = found
                     continue
-                # Read it twice: one wrong response must not cancel the block.
+                # Get its status twice: one wrong response must not cancel the block.
                 await anyio.sleep(policy.min_interval)
                 found = await self._next(known=None, absence=0.0)
                 if found is None:

@@ -3,9 +3,9 @@
 The search for the instance of an unresolved start uses claims: `promises` searches for a lease, and `recover`
 for a dead process. An instance claimed by another process is never taken.
 
-The list and the journals cannot be read at the same moment. So the claims are read both before and after the
-list, and the claims from both readings count. Then the decision is made and recorded under the lock that all
-processes with this state directory share (see `locks.decision_lock`).
+The list and the journals cannot be obtained at the same moment. So the claims are read both before and after
+the list, and the claims from both readings count. Then the decision is made and recorded under the lock that
+all processes with this state directory share (see `locks.decision_lock`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ForeignClaims:
         ids: Instances that the other processes own or owned.
         ambiguous_ids: Candidates of ambiguous starts. No process takes these.
         in_progress: Starts by living processes that do not have a response yet.
-        unresolved: Starts whose outcome is unknown. Their processes, or the reapers of these
+        unresolved: Start requests whose outcome is unknown. Their processes, or the reapers of these
             processes, search for the instances.
     """
 
@@ -38,7 +38,7 @@ class ForeignClaims:
     unresolved: list[UnresolvedStart] = field(factory=list)
 
     def with_earlier(self, earlier: ForeignClaims) -> ForeignClaims:
-        """Return these claims plus the instances that were claimed `earlier`, before the list was read.
+        """Return these claims plus the instances that were claimed `earlier`, before the list was fetched.
 
         In the meantime, such an instance may have been deleted and its promise closed.
         """
@@ -56,8 +56,8 @@ class ForeignClaims:
     ) -> Outcome:
         """Return the outcome of `match_start` for the instances that are not claimed.
 
-        `own` are other unresolved starts of the caller. If no instance is left for the start, but it could
-        have created a candidate of an ambiguous start, its outcome is ambiguous too.
+        `own` are other unresolved starts of the caller. If no instance is left for the start request, but it
+        could have created a candidate of an ambiguous start, its outcome is ambiguous too.
         """
         candidates = [
             each
@@ -111,7 +111,7 @@ def collect_foreign_claims(
 
 
 def unresolved_start_of(state: JournalState, promise: Promise) -> UnresolvedStart:
-    """Return the start that a promise records."""
+    """Return the start request that a promise records."""
     known = {each.name for each in attrs.fields(InstanceArgs)}
     start = UnresolvedStart(
         args=InstanceArgs(**{name: value for name, value in promise.args.items() if name in known}),

@@ -2,11 +2,11 @@
 
 Each process appends to one file in the state directory and holds a lock on it while it lives. A file with a
 free lock belongs to a dead process. A process id would not be reliable, because ids are reused. A journal
-does not contain secrets: an account is named by a fingerprint.
+does not contain secrets: an account is identified by a fingerprint.
 
 A file is removed or rewritten only if all of it is understood: its name is like the names from `create`,
 `StateFolder` opens it, its format is known, and every line is a known record. Any other file in the directory
-stays as it is, and a warning names it.
+stays as it is, and a warning mentions it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DRAFT_NAME = re.compile(r"[0-9a-f]{32}\.new")
 # Age in seconds above which a draft's process must have died while writing it.
 _MAX_DRAFT_AGE = 3600.0
 
-# Seconds to keep the past ids of an ended process while others live, because a list may lag that long.
+# Seconds to keep the past ids of an exited process while others live, because a list may lag that long.
 PAST_IDS_AGE = 60.0
 
 _OPEN_FLAGS = os.O_RDWR | os.O_APPEND
@@ -128,8 +128,8 @@ class JournalFile:
     def close_or_remove(self, state: JournalState, *, keeps_past_ids: bool) -> None:
         """Unlock the file. Delete it if `state` has no promises left and no past ids to keep.
 
-        A search for the instance of a start must not take an instance with a past id. A list may still show
-        such an instance while it is being deleted, and if it was handed over, it still exists.
+        A search for the instance of a start request must not take an instance with a past id. A list may
+        still show such an instance while it is being deleted, and if it was handed over, it still exists.
         """
         with contextlib.suppress(OSError):
             if not state.promises and self._is_understood():
@@ -147,7 +147,7 @@ class JournalFile:
         return not problem
 
     def retire(self, state: JournalState) -> None:
-        """Unlock the file at the end of its process, and delete everything that is no longer needed."""
+        """Unlock the file when its process exits, and delete everything that is no longer needed."""
         directory = self.path.parent
         is_searched = has_unresolved(directory)
         others_live = any(is_owned(path) for path in _paths(directory) if path != self.path)
@@ -275,7 +275,7 @@ def _read_all(directory: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def has_unresolved(directory: Path) -> bool:
-    """Return whether any journal has a start whose instance is not known."""
+    """Return whether any journal has a start request whose instance is not known."""
     # There can be many journals kept for their past ids, and these have no intents.
     return any(b'"INTENT"' in data and fold(data).has_unresolved() for _, data in _read_all(directory))
 

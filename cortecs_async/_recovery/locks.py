@@ -1,6 +1,7 @@
 """File locks. A journal is locked while its process lives, and its directory during a decision.
 
-`flock` locks belong to an open file. They end with the process, and closing other files keeps them.
+`flock` locks belong to an open file. They are released when the process exits, and closing other files keeps
+them.
 """
 
 from __future__ import annotations

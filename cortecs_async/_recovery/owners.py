@@ -20,7 +20,7 @@ from .store import all_stores
 
 OwnerKind = Literal["mine", "process", "orphan", "held"]
 
-# If several journals name an instance, the first of these kinds wins, because it acts first.
+# If several journals list an instance, the first of these kinds wins, because it acts first.
 _PRECEDENCE: tuple[OwnerKind, ...] = ("mine", "process", "orphan", "held")
 
 
@@ -36,9 +36,10 @@ class Owner:
             - `orphan`: a process that died or gave up on it. Its reaper or `sweep` releases it.
             - `held`: the holder of a handle from `acquire`, until `expires_at`.
         owner: The host and process id of the process that requested the instance.
-        started_at: The Unix time in seconds at which this owner requested the start or took over the
+        started_at: The Unix time in seconds at which this owner sent the start request or took over the
             instance, as `release` does.
-        expires_at: The Unix time in seconds at which the instance is released in any case. None for never.
+        expires_at: The Unix time in seconds at which the instance is released in any case, or None if it
+            never expires.
 
     Example:
         for instance_id, owner in (await client.owners()).items():
@@ -55,7 +56,7 @@ class Owner:
 
 
 async def owners(promises: Promises) -> Mapping[str, Owner]:
-    """Return the owners of all instances named in journals, by instance id.
+    """Return the owners of all instances listed in journals, by instance id.
 
     Raises:
         JournalError: If the state directory cannot be used.

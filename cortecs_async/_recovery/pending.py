@@ -26,9 +26,9 @@ RecoveryState = Literal["released", "gone", "ambiguous", "left", "unsettled"]
 class RecoveryResult:
     """The outcome of one promise.
 
-    state: `released`: by this run. `gone`: the instance no longer existed, or the start created none.
-        `ambiguous`: no instance was touched. `left`: the service did not release the instance in time.
-        `unsettled`: the instance was not seen but may still appear.
+    state: `released`: by this run. `gone`: the instance no longer existed, or the start request did not
+        create one. `ambiguous`: no instance was touched. `left`: the service did not release the instance in
+        time. `unsettled`: the instance was not seen but may still appear.
         instance_id: The instance, if it is known.
         candidates: The possible instances, if ambiguous.
     """

@@ -32,13 +32,13 @@ from .store import PromiseStore, store_for
 
 T = TypeVar("T")
 
-# Seconds for which a start waits for a required reaper to connect to the service, in two attempts.
+# Seconds for which a start request waits for a required reaper to connect to the service, in two attempts.
 _REHEARSAL_TIMEOUT = 20.0
 
 # Seconds between two checks for that connection.
 _REHEARSAL_POLL_INTERVAL = 0.01
 
-# Seconds for which a start waits if the reaper is not required, so that any warning comes first.
+# Seconds for which a start request waits if the reaper is not required, so that any warning comes first.
 _REHEARSAL_PAUSE = 1.0
 
 
@@ -53,7 +53,7 @@ class Promises:
     Attributes:
         store: The promises of all clients of this process.
         api: The base URL of the service.
-        account: Fingerprint of the account. Empty before the first token.
+        account: Fingerprint of the account, or an empty string before the first token.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Promises:
     async def record_intent(
         self, args: InstanceArgs, baseline: str, *, service_at: float | None = None, tag: int | None = None
     ) -> str:
-        """Record that a start is about to be sent. Return its key once the journal and the reaper know it.
+        """Record that a start request will be sent. Return its key once the journal and the reaper know it.
 
         `service_at` and `tag` are the fields of `UnresolvedStart`. With `strict`, this raises the errors of
         `flush`, and no promise is recorded.
@@ -141,7 +141,7 @@ class Promises:
     async def close(self, key: str) -> None:
         """Record that nothing was started, and return once this is as durable as the intent.
 
-        Otherwise, after a kill, the reaper could take an identical start's instance. A cancellation waits.
+        Otherwise, after a kill, the reaper could take a different instance. A cancellation waits.
         """
         self._put_nothing(key)
         (await run_uncancellable(self.flush, restart_if_cancelled=True)).unwrap()
@@ -157,10 +157,10 @@ class Promises:
     def record_created(
         self, key: str | None, instance_id: str, *, goal: str, expires_at: float | None = None
     ) -> str:
-        """Record the promise to release an instance, and return its key: the start's key, if there is one.
+        """Record the promise to release an instance. Return its key: the start request's, if there is one.
 
-        The goal is "gone" or "stopped". At `expires_at`, a Unix time in seconds, the reaper releases
-        the instance in any case. None for never.
+        The goal is "gone" or "stopped". At `expires_at`, a Unix time in seconds, the reaper releases the
+        instance in any case. Pass None if it never expires.
         """
         self._join()
         key = key or self.store.new_key()
@@ -187,7 +187,7 @@ class Promises:
         self.store.put({"kind": "GONE", "entry": key})
 
     def record_unanswered(self, key: str) -> None:
-        """Record that a start's outcome is unknown and that this process is searching for its instance."""
+        """Record that a start request is unresolved and that this process is searching for its instance."""
         self.store.put({"kind": "UNANSWERED", "entry": key})
 
     def untag(self) -> None:
@@ -201,7 +201,7 @@ class Promises:
         self.store.put({"kind": "ABANDONED", "entry": key})
 
     def record_ambiguous(self, key: str, candidates: Iterable[str]) -> None:
-        """Record that a start created one of these instances, but it is unclear which."""
+        """Record that a start request created one of these instances, but it is unclear which."""
         self.store.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
 
     def abandon(self, key: str | None) -> bool:
@@ -213,7 +213,7 @@ class Promises:
         return True
 
     def who_releases(self) -> str:
-        """Return a sentence that names who releases an instance that this process could not release."""
+        """Return a sentence about what will release an instance that this process could not release."""
         if self.uses_reaper and self.store.reaper_problem is None:
             return "The reaper, a background process, releases it"
         if self.uses_journal and self.store.journal_problem is None:
@@ -221,7 +221,7 @@ class Promises:
         return "Call `client.sweep()` in this process, or stop it on cortecs.ai"
 
     def unresolved_start(self, key: str) -> UnresolvedStart:
-        """Return the start of an intent, as other processes read it from the journal."""
+        """Return the start request of an intent, as other processes read it from the journal."""
         return unresolved_start_of(self.store.state, self.store.state.promises[key])
 
     async def flush(self, *, strict: bool = False) -> None:
@@ -299,17 +299,17 @@ class Promises:
         return collect_foreign_claims(self.api, [(self.store.state, {key}), *foreign])
 
     def is_late(self, key: str) -> bool:
-        """Return whether a start is open and its instance may still appear."""
+        """Return whether a start request is open and its instance may still appear."""
         promise = self.store.state.promises.get(key)
         return promise is not None and self.system.wall_clock() - promise.at < LATE_WINDOW
 
     async def decide(
         self, key: str, earlier: ForeignClaims, decide: Callable[[UnresolvedStart, ForeignClaims], Outcome]
     ) -> Outcome:
-        """Decide the start `key` while no other process with this state directory decides.
+        """Decide the outcome of start request `key` while no other process with this state directory decides.
 
         `decide` receives the claims of others now, and their claims from `earlier`, before the instances were
-        listed. If it returns an instance, that instance is recorded as the one created by the start.
+        listed. If it returns an instance, that instance is recorded as the one created by the start request.
         """
 
         def attempt() -> Outcome:
@@ -346,7 +346,7 @@ class Promises:
             log(Event.GUARD_ORPHANS, count=count)
 
     async def check_reaper(self) -> str:
-        """Start a reaper, end it again, and return its abilities.
+        """Start a reaper, stop it again, and return its abilities.
 
         Raises:
             GuardError: If no reaper can run here, or it cannot reach the service.
@@ -391,7 +391,7 @@ class Promises:
     def _commit_soon(self) -> None:
         """Commit without waiting for it, even when the garbage collector calls this."""
         if self._blocks:
-            # At interpreter shutdown, nothing is committed, and the reaper acts once the pipe ends.
+            # At interpreter shutdown, nothing is committed, and the reaper acts once the pipe is closed.
             self.system.in_background(self.store.commit)
         else:
             self.store.commit(wait=False)

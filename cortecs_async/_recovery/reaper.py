@@ -1,13 +1,13 @@
 """The reaper: a child process that releases instances when its parent has died.
 
-The reaper reads a pipe, and only its parent has the write end. The end of the pipe means that the parent is
-dead. A process id would not be reliable, because ids are reused. The parent sends each promise before it acts
-on it. When the parent dies, the reaper fulfills the remaining promises: it releases instances and searches
-for any that a start may have created. While the parent lives, the reaper releases only instances that have
+The reaper reads a pipe, and only its parent has the write end. A closed pipe means that the parent is dead. A
+process id would not be reliable, because ids are reused. The parent sends each promise before it acts on it.
+When the parent dies, the reaper fulfills the remaining promises: it releases instances and searches for any
+that a start request may have created. While the parent lives, the reaper releases only instances that have
 expired or that the parent gave up on. `recover` contains the details. The parent's side is `reaper_process`.
 
 The reaper ignores SIGTERM, SIGHUP, and Ctrl-C, has its own session, and survives SIGKILL, `os._exit`, and the
-OOM killer if they hit only its parent. It does not survive the loss of the machine, the container, or the
+OOM killer if they hit only its parent. It does not survive a crash of the machine, the container, or the
 control group. In these cases, the journal and `sweep` remain. It cannot work without the network, or after
 its Python environment was deleted. If the service rejects its credentials for minutes, it unlocks the
 journal, so that a `sweep` with new credentials can release the instances.
@@ -304,7 +304,7 @@ def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
 
 
 def _wait(reaper: Reaper, parent: _Parent, now: float) -> float | None:
-    """Return the seconds to wait for a message. None to wait until there is one."""
+    """Return the seconds to wait for a message, or None to wait until there is one."""
     due = reaper.next_due()
     if parent.flush():
         return _RESEND_DELAY

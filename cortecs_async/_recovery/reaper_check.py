@@ -35,7 +35,7 @@ def check_platform(guard: ProtectionMode, journal: ProtectionMode) -> None:
 
 
 def check_reaper(sealed: Secret | None = None) -> None:
-    """Start a reaper without promises, wait for its response, and end it again. Blocks.
+    """Start a reaper without promises, wait for its response, and stop it again. Blocks.
 
     With the description of an account, the reaper must also connect to the account's service.
 

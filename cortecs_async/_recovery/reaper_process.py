@@ -152,7 +152,7 @@ class ReaperProcess:
         return self._rehearsed.get(account)
 
     def shutdown(self) -> None:
-        """End the reaper, because all promises are fulfilled."""
+        """Stop the reaper, because all promises are fulfilled."""
         process = self._take()
         if process is None:
             return
@@ -231,7 +231,7 @@ class ReaperProcess:
 
 
 def _missing() -> str:
-    """Return what is missing for starting a reaper in this program. Empty if nothing is missing."""
+    """Return what is missing to start a reaper in this program, or an empty string if nothing is."""
     if getattr(sys, "frozen", False) or getattr(sys, "oxidized", False) or "__compiled__" in globals():
         return (
             "this program was frozen into an executable (for example, by PyInstaller), and the reaper "

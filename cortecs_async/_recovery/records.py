@@ -21,7 +21,7 @@ FORMAT = 1
 _RECORD_START = b'{"'
 _OWNER_START = b'{"kind":"OWNER","format":%d,' % FORMAT
 
-# The maximum number of baselines to keep that no start uses yet.
+# The maximum number of baselines to keep that no start request uses yet.
 _MAX_UNUSED_BASELINES = 16
 
 # The maximum number of past ids to keep.
@@ -29,25 +29,25 @@ _MAX_PAST_IDS = 1000
 
 
 class Promise:
-    """The promise to release an instance, or to find the instance that a start created and release it.
+    """The promise to release an instance, or to find the one a start request created and release it.
 
     Attributes:
         key: The name of the promise in the journal.
         account: Fingerprint of the base URL and client id with which it can be fulfilled.
         api: The base URL, for people.
-        args: The arguments sent, without any left to the service. Empty for a restart.
+        args: The arguments sent, without any left to the service. They are empty for a restart.
         at: Unix time in seconds, just before the request was sent.
-        baseline: Name of the set of ids that existed before the start. None without a start.
-        service_at: The time when the baseline was read, by the service's clock, as Unix time in seconds. None
-            if the service does not send dates.
-        tag: The context length sent instead of the one in `args`, to tag the start. None without a tag.
-        instance_id: None until the response to the start arrives, or its instance is found.
+        baseline: Name of the set of ids that existed before the start request, or None without one.
+        service_at: The time when the baseline was fetched, by the service's clock, as Unix time in seconds,
+            or None if the service does not send dates.
+        tag: The context length sent to tag the start request, or None without a tag.
+        instance_id: The id, or None until the response arrives or the instance is found.
         goal: "gone" or "stopped".
-        expires_at: Unix time in seconds at which the instance is released, even if its owner lives. None for
-            never.
+        expires_at: Unix time in seconds at which the instance is released, even if its owner lives, or None
+            if it never expires.
         held: The instance was handed over (`acquire`). It is released at `expires_at`, not before.
         seen: A reading has shown the instance, so it does not count as missing because it is new.
-        unanswered: The start is unresolved: its response was lost or does not show whether it worked.
+        unanswered: The start request is unresolved: its response was lost or does not show whether it worked.
         abandoned: Its process gave up on the search for the instance or on its release.
         candidates: Ids of instances, one of which may be ours. Only a person can decide.
     """
@@ -71,7 +71,7 @@ class Promise:
         self.candidates: tuple[str, ...] = ()
 
     def due_at(self, *, owner_lives: bool, grace: float = 0.0) -> float | None:
-        """Return the Unix time after which another process should fulfill the promise. None for never.
+        """Return the Unix time after which another process should fulfill the promise, if any.
 
         For `grace` seconds after `expires_at`, a living owner can still release the instance itself.
         """
@@ -123,7 +123,7 @@ class JournalState:
 
     @property
     def problem(self) -> str:
-        """The reason why the journal must not be removed or rewritten. Empty if all of it is understood."""
+        """The reason the journal must not be removed or rewritten, or an empty string if there is none."""
         if self.has_other_format:
             return f"another version of this package wrote it (format {self.owner['format']!r})"
         if "format" not in self.owner:
@@ -147,7 +147,7 @@ class JournalState:
         return True
 
     def has_unresolved(self) -> bool:
-        """Return whether the search for a start's instance is still open."""
+        """Return whether the search for the instance of a start request is still open."""
         return any(each.instance_id is None and not each.candidates for each in self.promises.values())
 
     def close(self, key: str) -> None:
@@ -164,8 +164,8 @@ class JournalState:
             del self.past_ids[next(iter(self.past_ids))]
 
     def baseline_of(self, promise: Promise) -> frozenset[str] | None:
-        """Return the ids that existed before the start of a promise, or None if they are no longer known."""
-        # Starts that share a baseline share one set, because each may hold it for a long time.
+        """Return the ids that existed before a promise's start request, or None if no longer known."""
+        # Start requests with the same baseline share one set, because each may hold it for a long time.
         return self.baselines.get(promise.baseline or "")
 
     def snapshot(self) -> list[Record]:
@@ -174,7 +174,7 @@ class JournalState:
         for api in dict.fromkeys(each for each, _ in self.past_ids):
             ids = [instance_id for each, instance_id in self.past_ids if each == api]
             records.append({"kind": "PAST", "api": api, "ids": ids})
-        # Each baseline directly before its first start, because unused ones may be dropped on applying.
+        # Each baseline directly before its first use, because unused ones may be dropped on applying.
         baselines = {
             name: {"kind": "BASELINE", "baseline": name, "ids": sorted(ids)}
             for name, ids in self.baselines.items()
@@ -258,7 +258,7 @@ def _apply_created(state: JournalState, record: Record) -> None:
         record.get("expires_at"),
     )
     if promise is None and "account" not in record:
-        # The start was closed while the reaper searched for its instance.
+        # The start request was closed while the reaper searched for its instance.
         state.add_past(instance_id)
         return
     promise = promise or _new_promise(record)
@@ -364,7 +364,7 @@ def _decode_line(line: bytes) -> Record | None:
 def fold(data: bytes) -> JournalState:
     """Return the state produced by a journal's records.
 
-    In a journal of a different format, the named instances count as past ids, so no search takes them.
+    In a journal of a different format, the instances it lists count as past ids, so no search takes them.
     """
     state = JournalState()
     *lines, rest = data.split(b"\n")
@@ -385,7 +385,7 @@ def is_torn(rest: bytes) -> bool:
     """Return whether the end of a journal, after its last line, is a partly written record.
 
     A process died while writing the record, or a power loss left zeros in place of its end. The process has
-    not acted on the record. Also true if there is no such rest.
+    not acted on the record. Also return True if there is no partial record.
     """
     return _begins_like(rest, _RECORD_START)
 

@@ -1,9 +1,9 @@
 """Release the instances of dead processes with `Recovery`, shared by the reaper and `sweep`.
 
 For each promise, `Recovery` releases the instance if its id is known. Otherwise, it polls the list until it
-is certain which instance the start created, and releases that one. An instance may appear minutes after its
-start was sent, because the service may be slow to process the start or to list the instance. `reap` does this
-in the reaper's process.
+is certain which instance the start request created, and releases that one. An instance may appear minutes
+after its start request was sent, because the service may be slow to process the request or to list the
+instance. `reap` does this in the reaper's process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _HELD_POLL_INTERVAL, _HELD_POLL_TIMEOUT = 300.0, 30.0
 _REQUIRED_ABSENCES = 2
 
 # Seconds until the reaper gives up. Unfulfilled promises stay in the journal. A service on this machine is
-# most likely an emulator that ended together with its program.
+# most likely an emulator that exited together with its program.
 _REAPER_TIMEOUT, _LOCAL_REAPER_TIMEOUT = 24 * 3600.0, 300.0
 
 # Seconds until the reaper retries rejected credentials.

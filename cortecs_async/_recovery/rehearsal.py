@@ -43,7 +43,7 @@ class Rehearsals:
 
     @property
     def fds(self) -> list[int]:
-        """The file descriptors that are readable when a child has ended."""
+        """The file descriptors that are readable when a child has exited."""
         return list(self._children)
 
     def begin(self, account: str, settings: Record, number: int) -> None:
@@ -73,7 +73,7 @@ class Rehearsals:
         self._children[fd] = pid, answer
 
     def end(self, fd: int) -> None:
-        """Send the outcome of an ended child."""
+        """Send the outcome of a child that has exited."""
         pid, answer = self._children.pop(fd)
         with open(fd, "rb") as file:
             data = file.read()

@@ -1,8 +1,8 @@
 """Search for the instances of unresolved starts, for `recover`.
 
-An instance is attributed to a start once that is certain, and a start is closed once it is certain that its
-instance will not appear. Both need more than one list: reads lag behind writes, replicas may disagree, and a
-service that was down may process earlier requests late.
+An instance is attributed to a start request once that is certain, and a start request is closed once it is
+certain that its instance will not appear. Both need more than one list: reads lag behind writes, replicas may
+disagree, and a service that was down may process earlier requests late.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from .._errors import RateLimitError
 from .claims import ForeignClaims, unresolved_start_of
 from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of
 
-# Before an instance is attributed to a start, minimum seconds since the search began, and minimum seconds for
-# which the instance was listed: another candidate may appear, and the process that started the instance may
-# not have recorded it yet.
+# Before an instance is attributed to a start request, minimum seconds since the search began, and minimum
+# seconds for which the instance was listed: another candidate may appear, and the process that started the
+# instance may not have recorded it yet.
 _MIN_SEARCH, _MIN_LISTED = 10.0, 5.0
 
 # The minimum duration of an outage in seconds, and the seconds after it in which the service may still
 # process requests received before.
 _MIN_OUTAGE, _AFTER_OUTAGE = 10.0, 60.0
 
-# Seconds after the request from which an instance is attributed to a start only if its timestamp or tag
-# confirms it, because someone else may have started an identical one since then.
+# Seconds after the request from which an instance is attributed to a start request only if its timestamp or
+# tag confirms it, because someone else may have started an identical one since then.
 _MAX_UNCONFIRMED_AGE = 3600.0
 
-# Additional seconds to wait while the instance may belong to a start in progress.
+# Additional seconds to wait while the instance may belong to a start request in progress.
 _CONTESTED_GRACE = 60.0
 
 # Seconds between two lists: a tenth of the seconds since the last request, but at least the first number and
@@ -182,9 +182,9 @@ class Search:
     def _record(
         self, outcomes: Mapping[PendingPromise, Outcome], ends: Mapping[PendingPromise, float], now: float
     ) -> Iterator[tuple[PendingPromise, Instance]]:
-        """Record certain outcomes and yield the instances to release.
+        """Record the outcomes that are now certain and yield the instances to release.
 
-        `ends` is the time when each search ends. An instance that appears later is left alone.
+        `ends` is the time at which each search stops. An instance that appears later is left alone.
         """
         is_early = now < self._began + _MIN_SEARCH
         # Not after a single list.
@@ -226,7 +226,7 @@ def match_starts(
 
     `claimed` are the instances of other promises of these processes, and `claims` the claims of other
     processes. `now` is the Unix time in seconds by this machine's clock. The result is None if the start
-    could not have created any visible instance.
+    request could not have created any visible instance.
     """
     unclaimed = [each for each in listing if each.instance_id not in claimed]
     others = [*unresolved.values(), *claims.unresolved, *claims.in_progress]

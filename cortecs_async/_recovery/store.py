@@ -212,7 +212,7 @@ class PromiseStore:
         return self._reaper.rehearsed(account)
 
     def leave(self) -> None:
-        """Remove a client. The last one ends the reaper, and removes the journal if no promise is open."""
+        """Remove a client. The last one stops the reaper and removes the journal if no promise is open."""
         self.commit()
         with self._commit_lock:
             with self._clients_lock:

@@ -37,7 +37,7 @@ from .recover import Recovery
 from .search import match_starts
 from .store import PromiseStore
 
-# Seconds to read instances that are not listed. Instances without a response count as existing.
+# Seconds to get the status of instances that are not listed. Instances without a response count as existing.
 _MAX_READ_TIME = 15.0
 
 # Seconds reserved for the last list of a sweep.
@@ -65,10 +65,11 @@ class Orphan(Row):
         state: What a sweep would do with it, or did.
 
             - `found`: a sweep would release it.
-            - `unsettled`: the start was requested less than five minutes ago, so its instance may still
-              appear. Or an instance may belong either to this start or to another start without a response.
+            - `unsettled`: the start request was sent less than five minutes ago, so its instance may still
+              appear. Or an instance may belong either to this start request or to a different one without a
+              response.
             - `released`: this sweep released it.
-            - `gone`: the instance no longer existed, or the start did not create one.
+            - `gone`: the instance no longer existed, or the start request did not create one.
             - `ambiguous`: it may be one of `candidates`, and only you can decide which. All are left alone.
             - `left`: the service did not release it in time.
             - `releasing`: the reaper of the process, or another sweep, is working on it. Only a sweep with
@@ -78,9 +79,9 @@ class Orphan(Row):
             - `newer`: a different version of this package wrote the journal, in a format that this version
               does not know. Only that version can release it.
         instance_id: The id of the instance, if known.
-        model: The started model. Empty if only the id was recorded.
+        model: The started model, or an empty string if only the id was recorded.
         candidates: The ids of the possible instances, if ambiguous.
-        started_at: The Unix time in seconds at which that process requested the start or took over the
+        started_at: The Unix time in seconds at which that process sent the start request or took over the
             instance, as `release` does.
         owner: The host and process id of that process.
         api_base_url: The URL of the service that the process used.

@@ -74,7 +74,7 @@ class Account:
     tokens: dict[str, float] = attrs.field(factory=dict)
     """Access tokens, each with the time at which it expires."""
     queues: dict[str, InferenceQueue] = attrs.field(factory=dict)
-    """With `parallel`: the inference queue of each instance, until its run ends."""
+    """With `parallel`: the inference queue of each instance, until it stops."""
     answers: int = 0
     """The number of inference answers so far."""
     entries: list[Any] = attrs.field(factory=list)
@@ -113,7 +113,7 @@ class Account:
             queue.release(slot, now)
 
     def without(self, instance_id: str | None) -> "Account":
-        """Return a view of the account without this instance. None leaves out all instances and entries."""
+        """Return a view of the account without this instance, or pass None to leave out everything."""
         if instance_id is None:
             return attrs.evolve(self, instances={}, deleted={}, entries=[])
         instances, deleted = (

@@ -150,7 +150,7 @@ MODELS: Final[Mapping[str, Model]] = {
             "NVIDIA_L40S_2",
             {"NVIDIA_L40S_2": 65536, "NVIDIA_H100_1": 32768, "NVIDIA_H100_2": 131072},
         ),
-        # Its maximum context length is below 32000, the default of a start.
+        # Its maximum context length is below 32000, the default of a start request.
         Model(
             "microsoft--phi-4",
             "Phi 4",

@@ -148,7 +148,7 @@ class Controls(Service):
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
-            hardware_type_id: The hardware type of each worker. None for the recommended one.
+            hardware_type_id: The hardware type of each worker, or None to use the recommended one.
             context_length: The maximum context length in tokens.
             billing_interval: `per_minute` or `per_hour`.
             num_workers: The number of workers, 1 to 8.
@@ -157,7 +157,7 @@ class Controls(Service):
             The id of the instance.
 
         Raises:
-            ValueError: If the service would reject the start.
+            ValueError: If the service would reject the start request.
 
         Example:
             instance_id = emulator.start_instance("meta-llama/Llama-3.1-8B-Instruct")

@@ -43,26 +43,27 @@ class Emulator(Controls):
         answer_seconds: Seconds that an instance works on each inference request (chat, completions,
             responses, embeddings, rerank, score) before it sends anything. Errors are sent immediately.
         parallel: The number of inference requests that each instance works on in parallel, regardless of its
-            workers. Other requests wait in order. None for no limit. A caller that disconnects while waiting
-            loses its place.
-        queue: How many requests can wait. Any more get a 429 with `Retry-After`. None for no limit.
+            workers. Other requests wait in order. Pass None to disable the limit. A caller that disconnects
+            while waiting loses its place.
+        queue: Maximum number of waiting requests. Any more get a 429 with `Retry-After`. Pass None to disable
+            the limit.
         capacity: The number of GPU sets for each hardware type. Default: 10,000. Each worker uses one set.
         models: Additional models. A list of names: the models run on all hardware. A mapping: the maximum
             context length by name and hardware type, as in `{"org/name": {"NVIDIA_H100_1": 32768}}`. The
             first hardware type is the recommended one.
         model_detail: With `"old"`, the details of a model use the keys that `cortecs-py` 0.1.1 reads.
-        balance: The account's balance before the first start, in `currency`. When it is used up, new starts
-            are rejected, but no instance is stopped.
+        balance: The account's initial balance, in `currency`. When it is used up, new start requests are
+            rejected, but no instance is stopped.
         currency: The currency of the balance and of the invented prices.
         token_lifetime: Seconds until an access token expires.
         unknown_status: The HTTP status for an unknown instance id: 400 (as documented) or 404.
-        num_workers_in_args: False leaves `num_workers` out of `instance_args`, as in the API reference.
+        num_workers_in_args: If False, leave `num_workers` out of `instance_args`, as in the API reference.
         list_lag: How far the list of instances lags, in seconds. It shows all instances as they were then.
             If you pass several lags, they are used in turn, like replicas that disagree. The bill,
             inference, and requests that change something never lag.
         get_lag: The same for requests for a single instance. A deleted instance is still shown for that long,
             and a new one stays unknown for that long.
-        hide_stopped: True leaves stopped instances out of the list. You can still get them by id.
+        hide_stopped: If True, leave stopped instances out of the list. You can still get them by id.
         clock_skew: Seconds by which the service's clock is ahead, in all of its dates. Negative: behind.
         date_header: Whether responses have a `Date` header, taken from the service's clock. Turn it off if
             your server adds its own.

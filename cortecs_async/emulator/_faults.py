@@ -50,15 +50,16 @@ class Fault:
             - `truncate`: the connection is cut after all headers and half of the body.
             - `garbage`: the response is a 200 with `body`, or with HTML if there is no `body`.
             - `omit`: the response to a `list` or `get` leaves an instance out, as if it did not exist.
-            - `late`: a start, restart, stop, or deletion gets no response and is processed `seconds` later.
+            - `late`: a start, restart, stop, or delete request gets no response and is processed `seconds`
+              later.
             - `crash`: the inference server of the instance is down for `seconds`. This request and all others
               that arrive in that time are cut. Requests in flight are cut when their responses are due.
-        route: The name of the affected route, such as `list`, `start`, or `chat`. None for all routes
-            that this kind can affect.
+        route: The name of the affected route, such as `list`, `start`, or `chat`, or None for all routes that
+            this kind can affect.
         when: `before`: the request is not processed (with `delay`: it is processed later). `after`: the
             request is processed, but the response is lost or replaced. `truncate` and `garbage` always happen
             afterward. `omit`, `late`, and `crash` ignore `when`.
-        times: The number of requests to affect. None for all.
+        times: The number of requests to affect, or None to affect all.
         skip: The number of matching requests to let through before the first affected one.
         status: The HTTP status of a `status` fault.
         body: The body of a `status` or `garbage` response. Text and bytes are sent as they are, and anything
@@ -66,8 +67,8 @@ class Fault:
             sends an API error and `garbage` an HTML page.
         headers: Headers of a `status` or `garbage` response, added to the default headers or replacing them.
         seconds: Duration of a `delay` or a `crash`, or how late a `late` request is processed.
-        instance_id: The instance that an `omit` fault leaves out; None for all instances.
-        text: Affect only requests whose body contains this text. None for every request.
+        instance_id: The instance that an `omit` fault leaves out, or None for all instances.
+        text: Affect only requests whose body contains this text. Pass None to affect every request.
 
     Raises:
         ValueError: If a kind, `when`, or route is unknown, the kind does not affect the route, `instance_id`

@@ -43,7 +43,7 @@ class InstanceArgs:
 
 @attrs.frozen
 class Run:
-    """One billed period: from an accepted start or restart to the stop."""
+    """One billed period: from an accepted start or restart request to the stop."""
 
     started_at: float
     stop_requested_at: float | None = None
@@ -56,7 +56,7 @@ class Run:
         return max(0.0, end - self.started_at)
 
     def progress(self, now: float) -> float:
-        """Return the seconds of provisioning so far. A stop freezes the progress."""
+        """Return the seconds of provisioning so far. Stopping freezes the progress."""
         end = now if self.stop_requested_at is None else min(now, self.stop_requested_at)
         return end - self.started_at
 
@@ -66,7 +66,7 @@ class Instance:
     """One instance with its history."""
 
     number: int
-    """Counted from 1 in the order of the starts, including deleted instances."""
+    """Counted from 1 in the order in which instances were started, including deleted instances."""
     args: InstanceArgs
     runs: tuple[Run, ...]
     deleted_at: float | None = None
@@ -110,7 +110,7 @@ def status_of(instance: Instance, now: float, settings: Settings) -> LedgerStatu
 
 
 def step_of(worker: int, elapsed: float, settings: Settings) -> int:
-    """Return the step, 1 to `num_steps`, of a worker (counted from 0), `elapsed` seconds after the start.
+    """Return the step, 1 to `num_steps`, of a worker (counted from 0), `elapsed` seconds after starting.
 
     Each worker starts one step later than the one before it.
     """
@@ -190,7 +190,7 @@ def instance_json(instance: Instance, now: float, settings: Settings, root_url: 
 
 
 def _started_at(instance: Instance, now: float, elapsed: float, settings: Settings) -> str | None:
-    """Return the timestamp of a start, as `Settings.started_at` defines it, or None before that moment.
+    """Return the timestamp of a run, as `Settings.started_at` defines it, or None before that moment.
 
     `elapsed` is the progress of the latest run.
     """

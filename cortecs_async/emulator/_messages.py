@@ -27,7 +27,7 @@ class Request:
 
     @property
     def bearer_token(self) -> str | None:
-        """The token of a bearer `Authorization` header. None if there is none."""
+        """The token of a bearer `Authorization` header, or None if there is none."""
         scheme, _, token = self.headers.get("authorization", "").partition(" ")
         return token.strip() if scheme.lower() == "bearer" else None
 
@@ -43,7 +43,7 @@ class Response:
     events: tuple[bytes, ...] | None = None
     """The chunks of a streamed response, sent one by one instead of `body`."""
     instance_id: str = ""
-    """The instance that sends the answer. Its load delays the response, and its stop cuts a stream."""
+    """The instance that sends the answer. Its load delays the response. If it stops, a stream is cut off."""
 
 
 class ApiError(ValueError):

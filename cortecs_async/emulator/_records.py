@@ -17,9 +17,9 @@ class LedgerEntry:
         hardware_type_id: The hardware type of each worker.
         num_workers: The number of workers.
         billing_interval: `per_minute` or `per_hour`.
-        started_at: The time at which its first start was accepted.
-        stopped_at: The time at which its last run ended. None while it is billed.
-        deleted_at: The time at which it was deleted. None while it exists.
+        started_at: The time at which its first start request was accepted.
+        stopped_at: The time at which its last run ended, or None while it is billed.
+        deleted_at: The time at which it was deleted, or None while it exists.
         status: Its current status.
         seconds: The billed time so far, over all of its runs, before rounding up to the interval.
         cost: The cost so far, in the account's currency. Each run is rounded up to whole intervals, and each
@@ -53,8 +53,8 @@ class RequestRecord:
     Attributes:
         method: The HTTP method.
         path: The path, without the query.
-        route: The name of the route. None if no route matched.
-        status: The HTTP status of the response. None if there is no response: the request was dropped or
+        route: The name of the route, or None if no route matched.
+        status: The HTTP status of the response, or None if there is no response: the request was dropped or
             is in progress, or the caller disconnected.
         at: The time at which it arrived, in seconds on the emulator's clock.
         fault: The kind of fault that affected it, if any.

@@ -202,7 +202,7 @@ def run_emulator(
     Args:
         emulator: The emulator. Its `root_url` is set.
         host: The address to listen on.
-        port: The port. 0 for a free one.
+        port: The port. Pass 0 to use a free one.
         allow_remote: Allow an address that is not loopback.
         on_ready: Called once, when the emulator accepts connections, with the emulator.
 
@@ -242,7 +242,7 @@ def serve_emulator(
         emulator: The emulator to serve. Its `clock` and `sleep` must work in another thread. If None, a new
             one is created.
         host: The address to listen on.
-        port: The port. 0 for a free one.
+        port: The port. Pass 0 to use a free one.
         allow_remote: Allow an address that is not loopback.
         **emulator_kwargs: Arguments for the new emulator.
 

@@ -111,12 +111,12 @@ def read_turn(messages: Sequence[Message], toolbox: Toolbox) -> Turn:
 
 
 def tools_to_call(toolbox: Toolbox, turn: Turn) -> tuple[Tool, ...]:
-    """Choose the tools that the model calls now. Empty if it answers with text.
+    """Choose the tools that the model calls now: none if it answers with text.
 
     For each message from the user, each tool is called once, in the order offered: one per answer, or all in
-    one answer if `parallel_tool_calls` is true. If the user names tools, only those tools are called. After
-    that, the model answers with text. If it must call a tool, it calls the last one, because frameworks put
-    their tool for the final answer there.
+    one answer if `parallel_tool_calls` is true. If the user mentions tools, only those tools are called.
+    After that, the model answers with text. If it must call a tool, it calls the last one, because frameworks
+    put their tool for the final answer there.
     """
     if toolbox.choice in ("none", "named"):
         return toolbox.tools if toolbox.choice == "named" else ()

@@ -29,8 +29,8 @@ from ..errors import (
 from ..types import Duration, Progress
 from ._managed import RETRY_AFTER, ManagedInstance, Reason, StartOptions, Unavailable, logger
 
-# After these errors, no new instance is started: another start would exceed a limit, leave another instance
-# that cannot be distinguished from instances of other users, or be rejected in the same way.
+# After these errors, no new instance is started: it would exceed a limit, leave another instance that cannot
+# be distinguished from instances of other users, or be rejected in the same way.
 _FINAL = (LeaseExpiredError, AmbiguousStartError, InvalidArgumentError)
 
 # These need a person to fix them: a new secret, more balance, more rights. The service can be wrong too, so
@@ -60,9 +60,9 @@ class BackgroundInstance(ManagedInstance):
     Leaving the block releases the instance, as leaving a lease does. If the release fails, the failure is
     logged. You can leave the block in a different task of the same event loop.
 
-    A lost instance is replaced once its loss is confirmed. A failed start is retried after `pause`. No new
-    instance is started if that would exceed a limit, if a start was ambiguous, or after the service has
-    rejected five starts in a row because of the credentials or the balance.
+    A lost instance is replaced once it is confirmed to be lost. If starting fails, it is retried after
+    `pause`. No new instance is started if that would exceed a limit, if a start request was ambiguous, or
+    after the service has rejected five start requests in a row because of the credentials or the balance.
 
     Every process has its own instance. For a server with several workers, use `SharedInstance`.
 
@@ -113,7 +113,7 @@ class BackgroundInstance(ManagedInstance):
             pause = await self._run_one()
 
     async def _run_one(self) -> float | None:
-        """Run one instance until it ends. Return the seconds until the next start, if there is one."""
+        """Run one instance until it ends. Return the seconds until the next attempt to start one, if any."""
         lease: InstanceLease | None = None
         pause: float | None = 0.0
         try:
@@ -154,7 +154,7 @@ class BackgroundInstance(ManagedInstance):
             await anyio.sleep(_CHECK_INTERVAL)
 
     async def _is_running(self, instance_id: str) -> bool | None:
-        """Check an instance once. Return None if its state could not be read."""
+        """Check an instance once. Return None if its status is unknown."""
         try:
             with anyio.fail_after(_CHECK_TIMEOUT):
                 return (await self._client.instances.get(instance_id)).is_usable
@@ -165,7 +165,7 @@ class BackgroundInstance(ManagedInstance):
             return None
 
     async def _poll(self, instance_id: str) -> None:
-        """Make the poller read an instance now.
+        """Make the poller check an instance now.
 
         One reading is enough to withhold a handle for now, but not to end the lease. The lease decides that.
         It uses the readings of the same poller and needs two of them.
@@ -232,7 +232,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _is_no_capacity(error: Exception) -> bool:
-    """Return whether the service rejected a start with 503, in its own JSON rather than a proxy's HTML."""
+    """Return whether the service (not a proxy, which sends HTML) rejected a start request with 503."""
     return isinstance(error, ServiceUnavailableError) and error.path == _START_PATH and error.has_json_body
 
 

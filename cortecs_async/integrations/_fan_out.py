@@ -150,7 +150,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         """Return the next outcome.
 
         Raises:
-            CortecsError: The error of the last instance to end, or of a failed release.
+            CortecsError: The error of the last instance, or of a failed release.
             Exception: Any error from `work` or the items, or from Ray or Dask if they cannot run a chunk.
             InvalidArgumentError: Outside the block.
             StopAsyncIteration: At the end.
@@ -300,7 +300,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             try:
                 results = await self._submit(inst.handle, [task.item for task in chunk])
             except asyncio.CancelledError as error:
-                # A Ray or Dask future may have been cancelled, for example because the cluster ended.
+                # A Ray or Dask future may have been cancelled, for example because the cluster shut down.
                 if is_cancellation(error):
                     raise
                 raise RuntimeError("A chunk was cancelled by code outside its fan-out") from error

@@ -29,7 +29,7 @@ class Outcome(Generic[T]):
     Attributes:
         item: The item.
         value: What `work` returned for it.
-        error: The reason why there is no value. None if there is one.
+        error: The reason why there is no value, or None if there is one.
 
     Example:
         async def parse(inst, items):
@@ -131,7 +131,7 @@ class FanOutQueue(WorkQueue[Task[T]], Generic[T]):
         return bool(self.new) or not self._is_read
 
     def take(self, size: int) -> list[Task[T]]:
-        """Take up to `size` items. Empty if there are none right now."""
+        """Take up to `size` items. The list is empty if there are none right now."""
         chunk: list[Task[T]] = []
         while len(chunk) < size and (task := self.get_nowait()) is not None:
             chunk.append(task)

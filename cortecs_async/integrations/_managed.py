@@ -68,13 +68,13 @@ class NotReadyError(CortecsError, RuntimeError):
     Args:
         reason: Selects the message.
         detail: The cause, for the people who run the app.
-        retry_after: Seconds to wait before the next attempt. None if no new instance will be started.
+        retry_after: Seconds to wait before the next attempt, or None if no new instance will be started.
 
     Attributes:
         status_code: 503.
         reason: One word for programs, such as `"starting"`, `"no_capacity"` or `"no_balance"`.
         detail: The cause, for the people who run the app.
-        retry_after: Seconds to wait before the next attempt. None if no new instance will be started.
+        retry_after: Seconds to wait before the next attempt, or None if no new instance will be started.
 
     Example:
         from cortecs_async.integrations.web import BackgroundInstance, NotReadyError
@@ -98,7 +98,7 @@ class NotReadyError(CortecsError, RuntimeError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds. Empty if no new instance will be started."""
+        """`Retry-After` in whole seconds, or an empty string if no new instance will be started."""
         return {} if self.retry_after is None else {"Retry-After": f"{max(self.retry_after, 1):.0f}"}
 
 
@@ -291,7 +291,7 @@ class ManagedInstance(abc.ABC):
 
         Raises:
             ConfigurationError: If called in a different event loop than `__aenter__`. That event loop
-                releases the instance, at the latest when it ends.
+                releases the instance, at the latest when it exits.
         """
         if not self._is_entered:
             return

@@ -1,4 +1,4 @@
-"""Start the owner process of a shared instance, and report how it ended."""
+"""Start the owner process of a shared instance, and report how it exited."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class OwnerProcess:
 
     Attributes:
         pid: Its process id.
-        last_line: A list with the last line that it wrote before it was ready. Empty if there is none.
+        last_line: A list with the last line that it wrote before it was ready. The list is empty if there is
+            none.
 
     Raises:
         OSError: If the owner process cannot be started.
@@ -82,7 +83,7 @@ class OwnerProcess:
         threading.Thread(target=self._watch, name="cortecs-owner", daemon=True).start()
 
     async def wait(self, timeout: float) -> str | None:
-        """Return how the owner ended, or None if it has not ended within `timeout` seconds."""
+        """Return how the owner exited, or None if it has not exited within `timeout` seconds."""
         with anyio.move_on_after(timeout):
             while self._end is None:  # noqa: ASYNC110  (a thread sets it)
                 await anyio.sleep(_POLL_INTERVAL)

@@ -62,8 +62,8 @@ class SharedInstance(ManagedInstance):
 
     Enter the same `SharedInstance` in each process and use it like a `BackgroundInstance`. The first process
     starts another process, the owner, which manages the instance. Every process keeps a connection to the
-    owner. When the last connection ends, the owner releases the instance. The last process to leave waits
-    until the instance is released.
+    owner. When the last connection is closed, the owner releases the instance. The last process to leave
+    waits until the instance is released.
 
     The owner is not one of the workers, because servers often replace workers: after a crash, after a number
     of requests, or to load new code. The operating system closes a worker's connection however the worker
@@ -218,7 +218,7 @@ class SharedInstance(ManagedInstance):
         """Handle a number of missed lines in a row.
 
         A frozen owner does not watch its instance and would not release it. While it lives, no other owner
-        can start, and its reaper waits until it ends.
+        can start, and its reaper waits until it exits.
         """
         if missed == _MISSED_UNTIL_UNRESPONSIVE:
             problem = f"The owner process (process id {self._meeting_point.owner_pid()}) does not respond"

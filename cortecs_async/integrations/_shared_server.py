@@ -69,9 +69,9 @@ def encode_report(instance_id: str) -> bytes:
 
 @define(eq=False)
 class SharedInstanceServer:
-    """Sends the state of an instance to all connected processes and ends when the last one leaves.
+    """Sends the state of an instance to all connected processes and stops when the last one leaves.
 
-    An unexpected error ends the server and so releases the instance.
+    An unexpected error stops the server and so releases the instance.
 
     Attributes:
         instance: The instance.
@@ -161,7 +161,7 @@ class SharedInstanceServer:
             *lines, rest = (rest + data).split(b"\n")
             rest = rest[-_LONGEST_LINE:]
             for line in lines:
-                # An unreadable line must not end the server, and with it the instance.
+                # An unreadable line must not stop the server, and with it the instance.
                 with contextlib.suppress(ValueError, TypeError, KeyError):
                     self.instance.report_id(json.loads(line)["report"])
 
@@ -211,11 +211,11 @@ async def _main(listener: socket.socket, lock: int, spec: InstanceSpec) -> None:
 
 
 def main() -> None:
-    """Run the server. The lock's descriptor is never closed, so the process holds the lock until it ends."""
+    """Run the server. The lock's descriptor is never closed, so the process holds the lock until it exits."""
     if sys.platform == "win32":
         raise OSError(NO_LOCKS)
     # A service manager sends these signals to all of its processes at the same time, while the server's
-    # workers are still finishing requests. This process ends after the workers have ended.
+    # workers are still finishing requests. This process exits after the workers have exited.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(format="cortecs_async, owner of the shared instance: %(message)s")

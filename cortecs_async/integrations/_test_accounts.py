@@ -59,7 +59,8 @@ class Rules:
     """The rules for what a test can leave behind.
 
     Attributes:
-        allow_leaks: False for no instances, "stopped" for stopped ones, which are not billed, True for any.
+        allow_leaks: False allows no instances, "stopped" allows stopped ones, which are not billed, and True
+            allows any.
         leak_grace: Seconds to wait for another process, such as a reaper, to release leaked instances.
         allow_unmet_faults: Whether to allow faults that no request matched.
     """
@@ -83,7 +84,7 @@ class Account:
     test: str
 
     def find_problems(self) -> str:
-        """Describe anything the test left behind against the rules. Empty if there is nothing.
+        """Describe anything the test left behind against the rules, or return an empty string.
 
         If a reaper may be about to release leaked instances, wait for it, up to `leak_grace`.
         """
@@ -101,7 +102,7 @@ class Account:
                 time.sleep(_CHECK_INTERVAL)
                 leaks = self._leaks()
                 before, num_requests = num_requests, len(self.emulator.requests)
-                # A reaper reads again to confirm the deletion. Without a server, it retries for hours.
+                # A reaper polls again to confirm the deletion. Without a server, it retries for hours.
                 idle_checks = idle_checks + 1 if not leaks and num_requests == before else 0
                 if idle_checks == _IDLE_CHECKS:
                     break
@@ -153,8 +154,8 @@ def open_account(item: pytest.Item, state_dir: Path) -> Generator[Account]:
     _reject_unknown(EMULATOR, options, {*parameters, *_RULE_NAMES} - {"root_url"})
     rule_options = {name: options.pop(name) for name in _RULE_NAMES & options.keys()}
     rules = _build(EMULATOR, lambda: Rules(**rule_options))
-    # An instance without provisioning steps is running in the response to its start. Otherwise, a client with
-    # the default policy would poll half a second later.
+    # An instance without provisioning steps is running in the response to its start request. Otherwise, a
+    # client with the default policy would poll half a second later.
     options.setdefault("step_seconds", 0.0)
     emulator = _build(EMULATOR, lambda: Emulator(**options))
     for fault in _faults(item):
@@ -238,7 +239,7 @@ def _reject_unknown(marker: str, options: Iterable[str], known: Iterable[str]) -
 
 
 def _build(marker: str, build: Callable[[], T]) -> T:
-    """Call `build`, and turn an error about its arguments into one that names the marker."""
+    """Call `build`, and turn an error about its arguments into one that mentions the marker."""
     try:
         return build()
     except (TypeError, ValueError, ConfigurationError) as error:

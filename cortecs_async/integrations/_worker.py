@@ -37,7 +37,7 @@ class Failure:
     Attributes:
         code: The name of the exception's class.
         message: The exception's message.
-        status: The HTTP status. None if there was no response.
+        status: The HTTP status, or None if there was no response.
         is_trouble: Whether another attempt may succeed, perhaps on another instance.
 
     Example:
@@ -178,7 +178,7 @@ def _type_name(value: object) -> str:
 
 
 def _find_problem(value: object, dumps: Dumps) -> Failure | None:
-    """Return why a value cannot be pickled and unpickled. Many exceptions with an `__init__` cannot."""
+    """Return the reason a value cannot be pickled and unpickled, as with many exceptions."""
     try:
         pickle.loads(dumps(value))  # noqa: S301  (our own)
     except Exception as error:  # noqa: BLE001  (pickling runs code of the value)

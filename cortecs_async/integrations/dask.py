@@ -83,7 +83,7 @@ def fan_out(
         try:
             results: list[bytes | Failure] = await future
         finally:
-            # The scheduler drops the task. A task that has begun still runs to its end on its worker.
+            # The scheduler drops the task. A task that has begun still runs to completion on its worker.
             future.release()
         return results
 

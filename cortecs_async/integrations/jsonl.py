@@ -76,7 +76,7 @@ async def answer(
 class AnswerFile:
     """Read requests from a file and append their answers to another file. Use it with `with`.
 
-    Answers are kept however the process ends, and the next run continues from there. It cuts off an
+    Answers are kept however the process exits, and the next run continues from there. It cuts off an
     incomplete last line and sends that request again. Both files are read and compared on entry, as in
     `client.run_batch`. Memory use grows by one bit per request.
 
@@ -185,7 +185,7 @@ class AnswerFile:
             InvalidArgumentError: Outside the block, or if `unanswered` has not yielded the `custom_id` of the
                 outcome's item, or that item already has an answer.
             BatchWriteError: If the answer cannot be written, or another program has removed or changed the
-                file. Then all answers are in a new file that the error names.
+                file. Then all answers are in a new file given in the error.
             TypeError, ValueError: If the value is not JSON.
 
         Example:

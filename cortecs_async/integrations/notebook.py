@@ -13,7 +13,7 @@ from ..types import BatchProgress, Progress
 
 @hinted
 class ProgressDisplay:
-    """Show the progress of starts and batches in a cell's output. Pass it as `on_progress`.
+    """Show startup and batch progress in a cell's output. Pass it as `on_progress`.
 
     Each instance and each batch has a row. The rows stay in the cell. For a batch, pass the same object as
     both `on_progress` and `on_provisioning`.

@@ -41,9 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
-    """Give a marked test the emulator even if it does not name the fixture.
+    """Give a marked test the emulator even if it does not request the fixture.
 
-    The test does not need to name the fixture, because its program finds the emulator through the
+    The test does not need to request the fixture, because its program finds the emulator through the
     environment. Without the emulator, that program would find the real service and rent GPUs.
     """
     if not collector.istestfunction(obj, name):

@@ -26,7 +26,7 @@ class ProvisioningBar:
     """Show a live progress bar for every starting instance. Pass it as `on_progress`.
 
     On a terminal, the bars move until every instance is running. In a log file or a pipe, every change is
-    printed on its own line. Leaving the block removes the bars, even if a start fails.
+    printed on its own line. Leaving the block removes the bars, even if starting an instance fails.
 
     Args:
         console: The console. Default: standard error, so that the bars stay out of your program's output.

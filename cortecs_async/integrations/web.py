@@ -2,7 +2,7 @@
 
 Your app starts serving immediately, while the instance starts. `handle()` returns the instance once it is
 running. Before that, it raises `NotReadyError`, which your app turns into a 503. A lost instance is replaced,
-and a failed start is retried. This module does not import any web framework.
+and a failed attempt to start an instance is retried. This module does not import any web framework.
 """
 
 from ._background import BackgroundInstance

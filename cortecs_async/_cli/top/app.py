@@ -55,7 +55,7 @@ class TopApp(App[None]):
 
     Args:
         client: The client. It is not closed here.
-        interval: Seconds between refreshes. None to refresh only on request.
+        interval: Seconds between refreshes, or None to refresh only on request.
         now: Returns the Unix time in seconds.
     """
 

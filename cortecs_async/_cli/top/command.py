@@ -44,7 +44,7 @@ async def _top(interval: float) -> None:
         app = TopApp(client, interval=interval)
         ending = Ending(app)
         try:
-            # A cancellation ends it like `q` and restores the terminal.
+            # A cancellation quits like `q` and restores the terminal.
             with ending.watched():
                 await app.run_async()
         finally:

@@ -1,4 +1,4 @@
-"""End `cortecs-async top` if its terminal disappears or a signal does not end it."""
+"""Exit `cortecs-async top` if its terminal disappears or a signal does not stop it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ HUNG_UP = 129
 # Seconds between two checks.
 _INTERVAL = 0.5
 
-# Seconds after which the process exits immediately: normally, and while a stop or a deletion is in progress.
-# A deletion is in the journal, so the reaper continues it.
+# Seconds after which the process exits immediately: normally, and while stopping or deleting an instance. The
+# journal records deletions, so the reaper continues them.
 _LAST_RESORT, _LAST_RESORT_IF_PENDING = 2.0, 60.0
 
 
 class Ending:
-    """Ends the application if its terminal disappears, and the process if the application does not end.
+    """Exits the application if its terminal disappears, and the process if the application does not exit.
 
     There is no SIGHUP if it is ignored (`nohup`) or if the terminal does not control this session. Then
     textual reads the end of its input again and again. While textual waits for a terminal that does not

@@ -54,7 +54,7 @@ class Snapshot:
         return owner.kind if owner is not None else UNMANAGED
 
     def price_per_minute(self, instance: Instance) -> float | None:
-        """Return the list price of an instance for all workers, as billed. None if unknown."""
+        """Return the list price of an instance for all workers, as billed, or None if unknown."""
         args = instance.instance_args
         hardware = self.hardware.get(args.hardware_type_id or "")
         if hardware is None:
@@ -199,7 +199,7 @@ def owner_text(instance: Instance, snapshot: Snapshot) -> str:
 
 
 def warning(action: str, instance: Instance, snapshot: Snapshot) -> str:
-    """Return a warning to show before an action. Empty if the action does not disturb an owner."""
+    """Return a warning to show before an action, or an empty string if it does not disturb an owner."""
     if action == "delete" and has_ended(instance):
         return ""
     return {
@@ -211,12 +211,12 @@ def warning(action: str, instance: Instance, snapshot: Snapshot) -> str:
 
 
 def rate(instance: Instance, snapshot: Snapshot) -> float | None:
-    """Return the price per minute, for all workers. None if unknown. Billing continues until it has ended."""
+    """Return the price per minute for all workers, or None if unknown. `stopping` is still billed."""
     return 0.0 if has_ended(instance) else snapshot.price_per_minute(instance)
 
 
 def cost_so_far(instance: Instance, snapshot: Snapshot, now: float) -> float | None:
-    """Return the cost for all workers, partial intervals in full. None if price or times are unknown."""
+    """Return the cost for all workers, with partial intervals in full, or None if it is unknown."""
     price = snapshot.price_per_minute(instance)
     seconds = age_of(instance, snapshot, now)
     if price is None or seconds is None:
@@ -227,7 +227,7 @@ def cost_so_far(instance: Instance, snapshot: Snapshot, now: float) -> float | N
 
 
 def age_of(instance: Instance, snapshot: Snapshot, now: float) -> float | None:
-    """Return the seconds from the start until now, or until it stopped. None if unknown."""
+    """Return the seconds the instance has run so far, or ran until it stopped, or None if unknown."""
     status, owner = instance.instance_status, snapshot.owners.get(instance.instance_id)
     # Billing begins with the request, whose time the owner knows. The service reports the later time of the
     # initialization. An owner that only releases the instance started later than both, so the earliest time

@@ -45,8 +45,8 @@ def write_value(document: Document, text: str) -> Any:
     """Write a value that is valid under a schema.
 
     Defaults and examples in the schema come first. The first string without restrictions is `text`, and every
-    other string names its field. Optional properties are included. The exception is a type that contains
-    itself: it gets its shortest form, without optional properties that refer to other types.
+    other string contains the name of its field. Optional properties are included. The exception is a type
+    that contains itself: it gets its shortest form, without optional properties that refer to other types.
 
     Raises:
         ApiError: 400 if no valid value is found.
