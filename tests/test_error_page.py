@@ -165,7 +165,7 @@ async def on_windows(_: Emulator, client: AsyncCortecs) -> None:
 PROGRAMS: dict[str, tuple[dict[str, Any], Callable[[Emulator, AsyncCortecs], Awaitable[None]]]] = {
     "`AsyncCortecs(api_key=...)`": ({}, wrong_key),
     "No reaper on Windows": ({"guard": "auto"}, on_windows),
-    "Start timed out": ({"step_seconds": 60.0}, too_slow),
+    "Start timeout": ({"step_seconds": 60.0}, too_slow),
     "Lease expired": ({"step_seconds": 1.0}, expired),
     "Instance lost": ({"step_seconds": 1.0}, lost),
     "Instance not released": ({"step_seconds": 1.0}, not_released),
