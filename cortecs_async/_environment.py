@@ -166,7 +166,7 @@ class Environment:
 def _check_regular(path: str | None) -> None:
     # Reading a pipe might never end.
     if path is not None and not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (may be no path)
-        raise ValueError("it is not a regular file")
+        raise ValueError("not a regular file")
 
 
 def _rewind(path: str | None) -> None:
@@ -222,7 +222,7 @@ def _proxy_problem(proxy: Proxy) -> str | None:
             f"{proxy.variable} is not a valid URL. Check its host and port, as in http://proxy.example:3128."
         )
     if proxy.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
-        return f"{proxy.variable} names a SOCKS proxy, which needs socksio: pip install 'httpx[socks]'"
+        return f"{proxy.variable} is set to a SOCKS proxy, which needs socksio: pip install 'httpx[socks]'"
     return None
 
 

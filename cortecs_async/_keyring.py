@@ -27,8 +27,8 @@ def read_entry(keyring: Any, entry: str) -> tuple[Secret, str]:
     try:
         found = Secret(keyring.get_password(_SERVICE, entry) or "")
     except Exception as error:  # noqa: BLE001  (each backend has its own errors)
-        return Secret(""), f"it raised {type(error).__name__}"
-    return found, "" if found else "it has no such entry"
+        return Secret(""), f"the keyring raised {type(error).__name__}"
+    return found, "" if found else "no such entry"
 
 
 def store_entries(entries: Mapping[str, Secret]) -> bool:

@@ -38,7 +38,7 @@ class Event(enum.Enum):
     LEASE_RUNNING = (
         "lease.running",
         INFO,
-        "Instance %(instance_id)s runs %(model)s at %(base_url)s",
+        "Instance %(instance_id)s is running %(model)s at %(base_url)s",
         "instance_id model base_url seconds",
     )
     LEASE_ENDED = (
@@ -56,7 +56,7 @@ class Event(enum.Enum):
     LEASE_ABANDONED = (
         "lease.abandoned",
         CRITICAL,
-        "Not released before its event loop ended: %(name)s. %(who_releases)s.",
+        "Not released before the event loop ended: %(name)s. %(who_releases)s.",
         "instance_id model",
     )
     LEASE_UNAWAITED = (
@@ -70,33 +70,33 @@ class Event(enum.Enum):
     LEASE_UNREADABLE = (
         "lease.unreadable",
         INFO,
-        "Could not read instance %(instance_id)s: %(error)s",
+        "Could not get the status of instance %(instance_id)s: %(error)s",
         "instance_id error_type",
     )
     LEASE_INTERRUPTED = "lease.interrupted", WARNING, "Interrupted: %(consequence)s"
     LEASE_START_RETRY = (
         "lease.start_retry",
         INFO,
-        "Retrying the start of %(model)s in %(wait).1f s: %(error)s",
+        "Retrying the start request for %(model)s in %(wait).1f s: %(error)s",
         "model attempt wait status request_id",
     )
     LEASE_START_UNANSWERED = (
         "lease.start_unanswered",
         WARNING,
-        "No response to a start; searching for its instance: %(error)s",
+        "No response to a start request; searching for the instance: %(error)s",
         "model status request_id",
     )
     LEASE_START_REPEATED = (
         "lease.start_repeated",
         WARNING,
-        "Sending the start of %(model)s again",
+        "Resending the start request for %(model)s",
         "model",
     )
     LEASE_START_NOT_SEEN = (
         "lease.start_not_seen",
         WARNING,
         (
-            "The response to a start of %(model)s was lost, and no instance has appeared so far. "
+            "The response to the start request for %(model)s was lost, and no instance has appeared so far. "
             "If one still appears, the reaper or `cortecs-async sweep` releases it."
         ),
         "model",
@@ -106,14 +106,14 @@ class Event(enum.Enum):
         WARNING,
         (
             "The service returned a context length different from the one sent for instance "
-            "%(instance_id)s. The client no longer tags its starts."
+            "%(instance_id)s. The client no longer tags its start requests."
         ),
         "instance_id model",
     )
     LEASE_ADOPTED = (
         "lease.adopted",
         INFO,
-        "Adopted instance %(instance_id)s, whose start response was lost",
+        "Adopted instance %(instance_id)s: the response to its start request was lost",
         "instance_id model",
     )
     LEASE_LOOK_FAILED = (
@@ -128,7 +128,7 @@ class Event(enum.Enum):
         "Releasing instance %(instance_id)s: %(step)s failed, continuing in %(wait).1f s: %(error)s",
         "instance_id step wait error_type request_id",
     )
-    LEASE_NO_PRICES = "lease.no_prices", INFO, "Could not read the price list: %(error)s", "error_type"
+    LEASE_NO_PRICES = "lease.no_prices", INFO, "Could not fetch the price list: %(error)s", "error_type"
 
     BACKGROUND_FAILED = (
         "background.failed",
@@ -154,7 +154,7 @@ class Event(enum.Enum):
     HTTP_UNREADABLE_ENTRY = (
         "http.unreadable_entry",
         WARNING,
-        "Skipping an unreadable entry of GET %(path)s (id: %(entry_id)r): %(problem)s",
+        "Skipping an entry that could not be parsed in GET %(path)s (id: %(entry_id)r): %(problem)s",
         "path entry_id",
     )
 

@@ -131,7 +131,7 @@ def why_no_file() -> tuple[str, str]:
     """Return the reason `config_file` returns None, and what to do."""
     if os.environ.get("CORTECS_CONFIG_FILE", "").strip():
         return f"CORTECS_CONFIG_FILE is {os.devnull}", "Unset it, or set it to a file path."
-    return "There is no home directory", "Set CORTECS_CONFIG_FILE to a file path."
+    return "The home directory could not be determined", "Set CORTECS_CONFIG_FILE to a file path."
 
 
 def load_profile(name: str | None = None) -> Profile | None:
@@ -177,7 +177,7 @@ def _read(path: Path) -> Hidden[str]:
                 raise PermissionError(f"other users can read it (mode {mode:o}): chmod 600 {path}")
             return Hidden(file.read().decode("utf-8-sig"))
     except UnicodeDecodeError:
-        problem = "it is not UTF-8"
+        problem = "not valid UTF-8"
     except OSError as error:
         problem = str(error)
     raise ConfigurationError(

@@ -91,7 +91,9 @@ class StateFolder:
         if sys.platform == "win32":
             raise OSError(NO_LOCKS)
         if not state.is_absolute():
-            raise OSError(f"there is no {'home' if state.parts[0] == '~' else 'working'} directory")
+            raise OSError(
+                f"the {'home' if state.parts[0] == '~' else 'working'} directory could not be determined"
+            )
         if os.geteuid() == 0:
             _check_parents(state)
         if self._create:

@@ -169,7 +169,7 @@ def test_tables() -> None:
     assert "<td></td>" in evolve(ORPHAN, started_at=float("inf"))._repr_html_()
     listing = Listing([INSTANCE, PENDING], unreadable=[UnreadableEntry(entry_id=None, problem="$ is null")])
     assert listing._repr_html_().count("<tr>") == 3
-    assert listing._repr_html_().endswith("<p>1 more cannot be read</p>")
+    assert listing._repr_html_().endswith("<p>1 more entry could not be parsed</p>")
     assert Listing[Instance]()._repr_html_() == "<p>none</p>"
 
 

@@ -326,7 +326,7 @@ class TestFile:
     def test_bytes_that_are_no_text(self, file: Path) -> None:
         write(file, "")
         file.write_bytes(b"\xff\xfe")
-        with pytest.raises(ConfigurationError, match="not UTF-8"):
+        with pytest.raises(ConfigurationError, match="not valid UTF-8"):
             load_profile()
 
     def test_unknown_key_is_warned_about_once(self, file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -554,7 +554,7 @@ class TestKeyring:
         found = save_profile(profile(file))
         keyring.problem = RuntimeError(HUSH)
         with pytest.raises(
-            ConfigurationError, match=r"it raised RuntimeError\..*login --profile work"
+            ConfigurationError, match=r"the keyring raised RuntimeError\..*login --profile work"
         ) as caught:
             found.secret("client_secret")
         assert HUSH not in str(caught.value)

@@ -64,9 +64,14 @@ class TestPlace:
         monkeypatch.delenv("CORTECS_STATE_DIR")
         monkeypatch.setattr(platformdirs, "user_state_path", find)
         path = state_directory(None)
-        with pytest.raises(JournalError, match=r"no home directory\. Set .* CORTECS_STATE_DIR"):
+        with pytest.raises(
+            JournalError, match=r"home directory could not be determined\. Set .* CORTECS_STATE_DIR"
+        ):
             check_state_directory(path / "journal")
-        with pytest.raises(OSError, match="no home directory"), StateFolder(path / "journal", create=True):
+        with (
+            pytest.raises(OSError, match="home directory could not be determined"),
+            StateFolder(path / "journal", create=True),
+        ):
             pytest.fail("entered")
 
     def test_a_removed_working_directory_matters_only_for_a_relative_path(
@@ -76,7 +81,7 @@ class TestPlace:
         monkeypatch.chdir(tmp_path / "removed")
         (tmp_path / "removed").rmdir()
         assert state_directory(tmp_path) == tmp_path
-        with pytest.raises(JournalError, match="no working directory"):
+        with pytest.raises(JournalError, match="working directory could not be determined"):
             check_state_directory(state_directory("a") / "journal")
 
 

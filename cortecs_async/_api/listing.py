@@ -72,7 +72,10 @@ class Listing(tuple[T_co, ...]):  # noqa: SLOT001  (a tuple's subclass cannot ha
 
     def _repr_html_(self) -> str:
         table = html_table(each._columns() for each in self if isinstance(each, Row))  # noqa: SLF001  (ours)
-        return f"{table}<p>{len(self.unreadable)} more cannot be read</p>" if self.unreadable else table
+        if not self.unreadable:
+            return table
+        entries = "entry" if len(self.unreadable) == 1 else "entries"
+        return f"{table}<p>{len(self.unreadable)} more {entries} could not be parsed</p>"
 
 
 # The number of consecutive lists that must show an instance, and for how many seconds they may disagree: a

@@ -369,7 +369,7 @@ class Poller:
         readings: Readings = {each.instance_id: each for each in listing}
         for entry in listing.unreadable:
             if entry.entry_id is not None:
-                problem = f"Instance {entry.entry_id} exists, but its entry in the list cannot be read"
+                problem = f"Instance {entry.entry_id} exists, but its entry in the list could not be parsed"
                 readings[entry.entry_id] = DecodeError(problem, method="GET", path="/instances/")
         return readings
 

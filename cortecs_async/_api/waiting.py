@@ -123,15 +123,16 @@ def _gone(instance_id: str, poller: Poller) -> LifecycleError:
 def _timed_out(
     instance_id: str, latest: Instance | None, *, waited: float, unchanged: float
 ) -> LifecycleError:
-    state = "its status could not be read"
+    state = "its status is unknown"
     if latest is not None:
         step = Progress(instance=latest, elapsed=waited).leading
         state = f"its status is {latest.status!r}"
         if step.num_steps:
             state += f" at step {step.current_step} of {step.num_steps} ({step.description})"
+        state += f", unchanged for {unchanged:.0f} s"
     return StartTimeoutError(
-        f"Instance {instance_id} was not running after {waited:.0f} s: {state}, unchanged for "
-        f"{unchanged:.0f} s. Increase start_timeout, or try another hardware type.",
+        f"Instance {instance_id} was not running after {waited:.0f} s: {state}. "
+        "Increase start_timeout, or try another hardware type.",
         instance_id=instance_id,
     )
 

@@ -69,7 +69,7 @@ def check_deleted(instance_id: str, data: Any) -> None:
         data.get("instance_id") == instance_id or isinstance(data.get("message"), str)
     )
     if data is not None and not is_documented:
-        raise ShapeError("an object with the id of the deleted instance, or a message, was expected")
+        raise ShapeError("expected an object with the id of the deleted instance, or with a message")
 
 
 def decode_models(data: Any, date: float | None = None) -> Listing[ModelPreview]:
@@ -100,7 +100,7 @@ def encode_start(args: InstanceArgs) -> dict[str, Any]:
 
 def _member(data: Any, name: str) -> Any:
     if not isinstance(data, Mapping) or data.get(name) is None:
-        raise ShapeError(f"an object with {name!r} was expected")
+        raise ShapeError(f"expected an object with {name!r}")
     return data[name]
 
 
@@ -134,7 +134,7 @@ def _decode_list(entries: Any, cls: type[T], id_field: str, date: float | None) 
 def _problem(data: Any, cls: type) -> str:
     """Return the reason the data cannot be parsed, and where."""
     # The fast converter does not say why, so parse the data again for the message.
-    problem, path = "it cannot be read", "$"
+    problem, path = "the value could not be parsed", "$"
     try:
         _converter(detailed=True).structure(data, cls)
     except (cattrs.BaseValidationError, _MismatchError) as error:
@@ -154,8 +154,8 @@ class _MismatchError(ValueError):
     """A value does not have the documented type. The message never contains the value."""
 
     def __init__(self, expected: str, value: Any) -> None:
-        found = "null" if value is None else f"of type {type(value).__name__}"
-        super().__init__(f"{expected} was expected, but it is {found}")
+        found = "null" if value is None else f"a value of type {type(value).__name__}"
+        super().__init__(f"expected {expected}, but got {found}")
 
 
 @cache

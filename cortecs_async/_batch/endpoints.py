@@ -5,7 +5,7 @@ They are vLLM's `run_batch` endpoints (chat, embeddings, score, rerank), plus co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from attrs import frozen
@@ -130,27 +130,31 @@ def find_problem(data: Mapping[str, Any], endpoints: Sequence[Endpoint] = _ALL) 
     """Return the reason a successful response's body is not an answer of one of these endpoints, or None."""
     error = data.get("error")
     if error or data.get("object") == "error":
-        return f"the answer is an error: {_describe(error or data)}"
+        return f"the response is an error: {_describe(error or data)}"
     for endpoint in endpoints:
         answer = data.get(endpoint.answer_key)
         if isinstance(answer, list) and (answer or endpoint.may_be_empty):
             break
     else:
-        return f"the answer has no {' or '.join(dict.fromkeys(each.answer_key for each in endpoints))}"
+        return f"the response has no {_field(each.answer_key for each in endpoints)}"
     if endpoint.answer_key == "output" and data.get("status") in _UNANSWERED:
-        return f"the answer has status {data['status']}"
+        return f"the response has status {data['status']}"
     content_keys = {
         key for each in endpoints if each.answer_key == endpoint.answer_key for key in each.content_keys
     }
     for entry in answer:
         # Gateways report failures of the server behind them in an entry.
         if isinstance(entry, dict) and (entry.get("error") or entry.get("finish_reason") in _UNFINISHED):
-            return f"the answer is an error: {_describe(entry.get('error') or entry)}"
+            return f"the response is an error: {_describe(entry.get('error') or entry)}"
         if content_keys and not (
             isinstance(entry, dict) and any(_has_content(entry.get(key)) for key in content_keys)
         ):
-            return f"the answer has no {' or '.join(sorted(content_keys))}"
+            return f"the response has no {_field(sorted(content_keys))}"
     return None
+
+
+def _field(names: Iterable[str]) -> str:
+    return f"{' or '.join(f'`{each}`' for each in dict.fromkeys(names))} field"
 
 
 def _has_content(value: Any) -> bool:

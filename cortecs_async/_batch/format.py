@@ -218,7 +218,7 @@ class RequestParser:
             is_same = model is None or model == self._model.replace("/", "--", 1)
             if not is_same and not self.override_model:
                 raise LineError(
-                    f"the request names the model {_shorten(model)}, but this batch runs {self._model}. "
+                    f"the request is for model {_shorten(model)}, but this batch uses {self._model}. "
                     f"Pass override_model=True (--override-model) to send it to {self._model}."
                 )
         body["model"] = self._model

@@ -52,7 +52,7 @@ _ZEROS = bytes(1 << 20)
 # Non-blocking, because opening a pipe would wait for a reader.
 _FLAGS = os.O_RDWR | os.O_CREAT | O_CLOEXEC | O_NONBLOCK
 
-_CONTINUE = "Every answer counted so far is in it. Run the same batch again to continue."
+_CONTINUE = "The file contains every answer counted so far. Run the same batch again to continue."
 
 
 class Output:
@@ -96,7 +96,10 @@ class Output:
             lines: The number of answers before `end`.
             is_terminated: Whether there is a line break before `end`. If not, one is written.
         """
-        with self._busy, write_errors(f"{self.path} cannot be written", "It has no new answers.", self.path):
+        with (
+            self._busy,
+            write_errors(f"{self.path} cannot be written", "No answers were written.", self.path),
+        ):
             # The descriptor of a closed file may belong to another file by now.
             if self._is_closed:
                 return
@@ -246,7 +249,10 @@ class Output:
                     target.write(strip_line(source.readline()) + b"\n")
 
     def _replace(self, write: Callable[[BinaryIO], None]) -> None:
-        with self._busy, write_errors(f"{self.path} could not be rewritten", "It is unchanged.", self.path):
+        with (
+            self._busy,
+            write_errors(f"{self.path} could not be rewritten", "The file is unchanged.", self.path),
+        ):
             if not self._is_closed:
                 self._replace_open(write)
 

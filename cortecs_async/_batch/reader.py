@@ -138,7 +138,7 @@ def read_answers(file: BinaryIO, name: str) -> Iterator[Line]:
             or any(prefix.startswith(line.text) for prefix in _ANSWER_PREFIXES)
             or (line.has_zeros and (is_output or _is_answer(following)))
         ):
-            problem = "it contains zero bytes" if line.has_zeros else "no line break at its end"
+            problem = "the line contains null bytes" if line.has_zeros else "no line break at the end"
             raise foreign_output_error(problem, name, line.number)
         elif line.is_terminated:
             yield line._replace(text=b"")
@@ -208,7 +208,7 @@ def copy_standard_input(stopped: StopFlag) -> BinaryIO:
                 copy.write(data)
                 if not data:
                     if not copy.tell():
-                        raise BatchFileError("it is empty", path="standard input")
+                        raise BatchFileError("the input is empty", path="standard input")
                     copy.flush()
                     stack.pop_all()
                     return cast("BinaryIO", copy)

@@ -51,7 +51,7 @@ class Rescue:
         if self.is_empty:
             self.close()
             self.path.unlink()
-            count = f"None of its {total:,} answers are left" if total else "It had no answers yet"
+            count = f"None of its {total:,} answers are left" if total else "The file had no answers yet"
             message = f"{problem}. {count}. Run the same batch again."
         else:
             message = (

@@ -279,7 +279,7 @@ class WorkerPool:
                         seconds = health.rejected_seconds(now)
                         self._stop(
                             self._endpoint_error(
-                                f"answers test requests, but rejects all others (for {seconds:.0f} s)"
+                                f"accepts test requests but rejects all others (for {seconds:.0f} s)"
                             )
                         )
                         break

@@ -82,35 +82,35 @@ def _parse_concurrency(value: str) -> int | str:
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Write the answers to this file."
 )
 @click.option("--text", is_flag=True, help="Read INPUT as plain text, one prompt per line.")
-@click.option("--system", help="Use this system prompt for requests without one.")
+@click.option("--system", help="System prompt for requests without one.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
-    help="Limit each answer to this many tokens, unless the request sets a limit.",
+    help="Maximum tokens per answer, for requests that do not set a limit.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
-    help="Use this temperature for requests that do not set one.",
+    help="Temperature for requests that do not set one.",
 )
-@click.option("-m", "--model", "model_id", required=True, help="Use this model: org/name or org--name.")
+@click.option("-m", "--model", "model_id", required=True, help="Model to use: org/name or org--name.")
 @click.option(
     "--hardware",
     "hardware_type_id",
-    help="Use this hardware type instead of the one recommended for the model.",
+    help="Hardware type to use instead of the one recommended for the model.",
 )
 @workers_option
 @context_length_option
-@click.option("--instances", type=click.IntRange(min=1), default=1, help="Start this many instances.")
+@click.option("--instances", type=click.IntRange(min=1), default=1, help="Number of instances to start.")
 @click.option(
     "--concurrency",
     type=_parse_concurrency,
     metavar="AUTO|N",
     default="auto",
-    help="Send this many requests in parallel to each instance; auto finds the best number.",
+    help="Requests to send to each instance in parallel; auto finds the best number.",
 )
 @click.option(
-    "--max-cost", type=amount, help="Limit the total cost of all instances, in the account's currency."
+    "--max-cost", type=amount, help="Maximum total cost of all instances, in the account's currency."
 )
 @max_lifetime_option
 @start_timeout_option
@@ -118,20 +118,20 @@ def _parse_concurrency(value: str) -> int | str:
     "--request-timeout",
     type=duration,
     default="10m",
-    help="Time out each attempt of a request after this time.",
+    help="Timeout for each attempt of a request.",
 )
 @click.option(
     "--max-retries",
     type=click.IntRange(min=0),
     default=5,
-    help="Limit the retries of a request that keeps failing while others succeed.",
+    help="Maximum retries of a request that keeps failing while others succeed.",
 )
 @click.option("--ordered", is_flag=True, help="At the end, sort the output into input order.")
 @click.option(
     "--retry-failed", is_flag=True, help="Retry the requests that have an error line in the output."
 )
 @click.option(
-    "--override-model", is_flag=True, help="Use the model even for requests that name a different one."
+    "--override-model", is_flag=True, help="Use the model even for requests that specify a different one."
 )
 @click.option(
     "--dry-run", is_flag=True, help="Check the files and estimate the cost without starting anything."
@@ -245,7 +245,7 @@ def _report_facts(report: BatchReport, error: BaseException | None = None) -> li
         facts += [
             (
                 "time",
-                f"{format_duration(report.seconds)}, {rate} answers/s from first start to last release",
+                f"{format_duration(report.seconds)}, {rate} answers/s, including startup and release",
             ),
             ("tokens", f"{report.prompt_tokens:,} prompt, {report.completion_tokens:,} completion"),
             *((f"instance {number}", str(receipt)) for number, receipt in enumerate(report.receipts, 1)),
@@ -290,7 +290,7 @@ def _left_running(report: BatchReport, error: BaseException | None) -> str:
     released = [each.instance_id for each in report.receipts]
     unexplained = [each for each in report.incidents if not any(name in each for name in released)]
     if is_named or unexplained or getattr(error, "__notes__", False):
-        return "only the instances and starts named above"
+        return "only the instances and start requests listed above"
     return _NOTHING
 
 

@@ -202,7 +202,10 @@ class Group(click.Group):
         except click.Abort as abort:
             click.echo(err=True)  # the cursor is still on the question's line
             if isinstance(abort.__context__, EOFError):
-                raise click.ClickException("The input ended before the answer.") from None
+                command = self.get_command(ctx, ctx.invoked_subcommand or "")
+                has_yes = command is not None and any(each.name == "yes" for each in command.params)
+                advice = " Pass --yes to skip the question." if has_yes else ""
+                raise click.ClickException(f"Standard input closed before you answered.{advice}") from None
             exit_interrupted()
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -34,9 +34,9 @@ _HARDWARE = "NVIDIA_H100_1"
     "--step-seconds",
     type=click.FloatRange(min=0, max=60),
     default=1.0,
-    help="Take this long for each of the five startup steps.",
+    help="Duration of each of the five startup steps, in seconds.",
 )
-@click.option("--prompt", default="Why should a GPU never outlive its program?", help="The question to ask.")
+@click.option("--prompt", default="Why should a GPU never outlive its program?", help="Question to ask.")
 def demo(step_seconds: float, prompt: str) -> None:
     """Try a lease on the built-in emulator, without an account.
 

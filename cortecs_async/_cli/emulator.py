@@ -52,48 +52,51 @@ def _group_models(
         "cortecs-async emulator --port 0 --model org/name --capacity NVIDIA_H100_1=2",
     )
 )
-@click.option("--host", default="127.0.0.1", help="Listen on this address.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8808, help="Listen on this port; 0 picks a free one."
+    "--port", type=click.IntRange(0, 65535), default=8808, help="Port to listen on; 0 picks a free one."
 )
 @click.option(
     "--step-seconds",
     type=click.FloatRange(min=0),
     default=1.0,
-    help="Take this long for each of the five startup steps.",
+    help="Duration of each of the five startup steps, in seconds.",
 )
 @click.option(
-    "--stop-seconds", type=click.FloatRange(min=0), default=0.0, help="Take this long to stop an instance."
+    "--stop-seconds",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Time an instance takes to stop, in seconds.",
 )
 @click.option(
     "--answer-seconds",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Take this long for each inference answer.",
+    help="Time an instance takes for each answer, in seconds.",
 )
 @click.option(
     "--parallel",
     type=click.IntRange(min=1),
-    help="Limit the requests an instance answers in parallel; the others wait.",
+    help="Maximum requests an instance handles in parallel; the rest wait.",
 )
 @click.option(
     "--list-lag",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Make lists show the account as it was this many seconds ago.",
+    help="Delay before changes appear in lists, in seconds.",
 )
 @click.option(
     "--clock-skew",
     default=0.0,
-    help="Set the service's clock this many seconds ahead, or behind if negative.",
+    help="Offset of the service's clock, in seconds (negative: behind).",
 )
-@click.option("--balance", default=1000.0, help="Set the account's balance in EUR.")
+@click.option("--balance", default=1000.0, help="Balance of the account, in EUR.")
 @click.option(
     "--capacity",
     type=_parse_capacity,
     metavar="HARDWARE=SETS",
     multiple=True,
-    help="Set how many GPU sets of a hardware type exist; repeatable.",
+    help="Number of GPU sets of a hardware type; repeatable.",
 )
 @click.option(
     "--model",
@@ -102,7 +105,7 @@ def _group_models(
     metavar="NAME[=HARDWARE:LENGTH]",
     multiple=True,
     callback=_group_models,
-    help="Add a model: on all hardware, or on this one with this maximum context length; repeatable.",
+    help="Add a model, on all hardware or on HARDWARE with a maximum context of LENGTH tokens; repeatable.",
 )
 @click.option(
     "--allow-remote", is_flag=True, help="Allow an address that other machines can reach without encryption."

@@ -28,7 +28,7 @@ GLOBAL_OPTIONS = (
         ["--profile"],
         type=profile_name,
         metavar="NAME",
-        help="Use this stored profile instead of the environment variables and .env.",
+        help="Stored profile to use instead of the environment variables and .env.",
     ),
     click.Option(["-q", "--quiet"], is_flag=True, help="Print only results and errors."),
     click.Option(

@@ -127,7 +127,7 @@ def show(instance_id: str, as_json: bool) -> None:
 )
 @_ids_argument
 @click.option("--all", "every", is_flag=True, help="Stop every instance in the account.")
-@click.option("--wait/--no-wait", default=True, help="Wait until they are stopped.")
+@click.option("--wait/--no-wait", default=True, help="Wait until the instances are stopped.")
 @_timeout_option
 @_yes_option
 def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: bool) -> None:
@@ -162,7 +162,7 @@ def rm(ids: tuple[str, ...], every: bool, stop_first: bool, force: bool, timeout
     and deleted, and the command returns once the service confirms that it is gone; Ctrl-C does not
     interrupt this. If the release takes longer than --timeout, the command fails, and a background process
     finishes the release. A failure with one instance does not affect the others; the command exits with 1
-    if an instance is left. --all includes the instances of other people and programs, so it lists them and
+    if any instances are left. --all includes the instances of other people and programs, so it lists them and
     asks for confirmation.
     """
     _check_choice(ids, every)
@@ -217,7 +217,7 @@ async def _owners(client: AsyncCortecs) -> Mapping[str, Owner] | None:
     try:
         return await client.owners()
     except JournalError as error:
-        logger.info("Could not read the owners: %s", error)
+        logger.info("Could not determine the owners: %s", error)
         return None
 
 
@@ -256,7 +256,7 @@ def _list() -> Listing[Instance]:
 def _warn_of_unreadable(instances: Listing[Instance]) -> None:
     for entry in instances.unreadable:
         name = entry.entry_id or "An instance without an id"
-        print_warning(one_line(f"{name} exists, but cannot be read: {entry.problem}"))
+        print_warning(one_line(f"{name} exists but could not be parsed: {entry.problem}"))
 
 
 def _check_choice(ids: tuple[str, ...], every: bool) -> None:

@@ -55,7 +55,7 @@ def _profile_option(text: str) -> Callable[[Command], Command]:
 
 
 @cli_command(examples=("cortecs-async login", "cortecs-async login --profile work"))
-@_profile_option("Use this name for the profile.")
+@_profile_option("Name of the profile.")
 @click.option("--no-check", is_flag=True, help="Store the credentials without testing them.")
 def login(name: str, no_check: bool) -> None:
     """Store your credentials for all programs of this user.
@@ -88,7 +88,7 @@ def login(name: str, no_check: bool) -> None:
 
 
 @cli_command(examples=("cortecs-async logout", "cortecs-async logout --profile work"))
-@_profile_option("Remove this profile.")
+@_profile_option("Name of the profile to remove.")
 def logout(name: str) -> None:
     """Remove a stored profile and its secrets."""
     try:

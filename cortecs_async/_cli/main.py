@@ -39,4 +39,4 @@ _GROUPS = {
 )
 @click.version_option(__version__, prog_name="cortecs-async")
 def cli(**_: object) -> None:
-    """Rent dedicated LLM instances on cortecs.ai, and release them when your code ends."""
+    """Rent dedicated LLM instances on cortecs.ai and release them when your code ends."""

@@ -47,10 +47,10 @@ workers_option = click.option(
     "num_workers",
     type=click.IntRange(1, 8),
     default=1,
-    help="Run this many workers, each on its own GPUs and billed separately.",
+    help="Number of workers, each on its own GPUs and billed separately.",
 )
 context_length_option = click.option(
-    "--context-length", type=click.IntRange(min=1), help="Limit the context to this many tokens."
+    "--context-length", type=click.IntRange(min=1), help="Maximum context length, in tokens."
 )
 start_timeout_option = click.option(
     "--start-timeout",
@@ -86,7 +86,7 @@ def start_options(command: F) -> F:
         "--billing-interval",
         type=click.Choice(["per_minute", "per_hour"]),
         default="per_minute",
-        help="Pay per minute or per hour. Partial intervals are rounded up.",
+        help="Bill per minute or per hour. Partial intervals are rounded up.",
     )
     @functools.wraps(command)
     def with_hardware(*args: Any, hardware: str | None, hardware_type: str | None, **options: Any) -> object:

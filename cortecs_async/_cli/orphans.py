@@ -35,15 +35,15 @@ _REMAINING = frozenset({"found", "unsettled", "ambiguous", "left", "releasing", 
 def orphans(as_json: bool) -> None:
     """List the instances that dead processes left behind.
 
-    Covers processes on this machine, and does not change anything. Exits with 1 if any are left.
+    Covers processes on this machine and does not change anything. Exits with 1 if any are left.
     """
     _run(dry_run=True, as_json=as_json)
 
 
 @cli_command(examples=("cortecs-async sweep", "cortecs-async sweep --timeout 2m --force"))
-@click.option("--dry-run", is_flag=True, help="List them like `orphans` without releasing anything.")
+@click.option("--dry-run", is_flag=True, help="List orphans without releasing them.")
 @click.option("--force", is_flag=True, help="Also release instances that a reaper is still releasing.")
-@click.option("--timeout", type=duration, default="330s", help="Stop sweeping after this time.")
+@click.option("--timeout", type=duration, default="330s", help="Stop the sweep after this time.")
 @json_option()
 def sweep(dry_run: bool, force: bool, timeout: float, as_json: bool) -> None:
     """Release the instances that dead processes left behind.

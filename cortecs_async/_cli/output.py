@@ -255,7 +255,7 @@ def print_nothing_left(cancelled: BaseException) -> None:
     """Print that a cancelled start left no instance behind, if that is so."""
     # A failed release is a note on the cancellation and already in the log.
     if not hasattr(cancelled, "__notes__"):
-        print_note("No instance was left behind.")
+        print_note("No instances were left behind.")
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ def is_hardware(word: str) -> bool:
             ("CORTECS_INSTANCE_ID", "the id of the instance"),
         ),
         "Exit codes": (
-            ("n", "the command's own; 128 + n if signal n ended it"),
+            ("n", "the command's own; 128 + n if it was killed by signal n"),
             ("125", "the instance did not start, was lost, reached a limit, or could not be deleted"),
             ("126", "the command is not executable"),
             ("127", "the command does not exist"),
@@ -151,7 +151,7 @@ def run(ctx: click.Context, /, model: str, hardware: str | None, **options: Any)
     to it.
 
     The command cannot use your provisioning credentials or profiles. Signals are forwarded to it. When it
-    ends, the processes it started have 5 s to end too; then they get SIGTERM, and SIGKILL 10 s later. The
+    exits, the processes it started have 5 s to exit too; then they get SIGTERM, and SIGKILL 10 s later. The
     instance is deleted, and run returns once the service confirms that it is gone. If the instance is
     lost or reaches a limit, the command and its processes get SIGTERM, and SIGKILL 10 s later. If run
     itself is killed with kill -9, the command keeps running, but the instance is deleted.
@@ -216,10 +216,12 @@ async def _run_command(command: list[str], lease: InstanceLease) -> int:
     finally:
         if child.left_behind:
             left = "1 process" if child.left_behind == 1 else f"{child.left_behind} processes"
-            print_note(f"Ended {left} that the command left running.")
+            print_note(f"Terminated {left} left running by the command.")
         if child.unkillable:
             pids = " ".join(map(str, child.unkillable))
-            print_warning(f"Could not end these processes started by the command: {pids}. End them yourself.")
+            print_warning(
+                f"Could not kill these processes started by the command: {pids}. Kill them yourself."
+            )
         print_note(f"Releasing {lease.instance_id} ...")
 
 

@@ -61,7 +61,7 @@ def start(
     IT IS BILLED UNTIL YOU STOP IT. `run` and `batch` stop their instances for you.
 
     With --max-lifetime or --max-cost, a background process on this machine deletes the instance at the
-    limit. The command then always waits until the instance is running, and deletes it if the start fails.
+    limit. The command then always waits until the instance is running, and deletes it if it fails to start.
     """
     if max_lifetime is not None or max_cost is not None:
         limits = {"max_lifetime": max_lifetime, "max_cost": max_cost}

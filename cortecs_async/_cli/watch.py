@@ -57,9 +57,11 @@ _Show = Callable[[_Change], None]
     examples=("cortecs-async watch", "cortecs-async watch instance-10001 --until-running --timeout 10m")
 )
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option("--timeout", type=duration, help="Stop watching after this time, and fail.")
+@click.option("--timeout", type=duration, help="Give up and fail after this time.")
 @click.option(
-    "--until-running", is_flag=True, help="Exit when all are running, or with 1 if one fails to start."
+    "--until-running",
+    is_flag=True,
+    help="Exit once all instances are running, or with status 1 if one fails to start.",
 )
 @json_option("Print each change as a JSON object on its own line.")
 def watch(ids: tuple[str, ...], timeout: float | None, until_running: bool, as_json: bool) -> None:
@@ -122,7 +124,7 @@ class _Watcher:
         if self._output_error is not None:
             raise self._output_error  # outside the group, because click handles a closed pipe
         for instance_id, instance in list(self._latest.items()):
-            status = "its status is not yet known" if instance is None else f"it is still {instance.status}"
+            status = "status not yet known" if instance is None else f"still {instance.status}"
             error = CortecsError(f"timed out after {timeout:g} s; {status}.")
             self._show(instance_id, instance, error=error, is_last=True)
 

@@ -22,7 +22,7 @@ def connection_problem(error: Exception) -> str:
     # Python's own errors. aiohttp's are subclasses without their attributes, which are caused by these.
     for cause in (each for each in causes if type(each).__module__ in {"ssl", "socket"}):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"its TLS certificate is not trusted: {cause.verify_message}".rstrip(": ")
+            return f"TLS certificate not trusted: {cause.verify_message}".rstrip(": ")
         if isinstance(cause, ssl.SSLError):
             return f"TLS failed: {(cause.reason or 'unknown reason').lower().replace('_', ' ')}"
         if isinstance(cause, socket.gaierror):

@@ -54,8 +54,8 @@ from .view import LeaseView
 from .watchdog import Watchdog
 
 _NOT_SEEN = (
-    "The response to a start was lost, and no instance has appeared so far. If one still appears, the reaper "
-    "or `cortecs-async sweep` releases it."
+    "The response to a start request was lost, and no instance has appeared so far. If one still appears, "
+    "the reaper or `cortecs-async sweep` releases it."
 )
 
 
@@ -314,7 +314,7 @@ class InstanceLease(LeaseView):
 
     def _note(self, cause: BaseException, failure: BaseException | None) -> None:
         if failure is not None and failure is not cause and not isinstance(cause, AmbiguousStartError):
-            add_note(cause, f"The release of {self._state.held.name} failed: {failure}")
+            add_note(cause, f"Could not release {self._state.held.name}: {failure}")
 
     def _abandon(self) -> None:
         """Leave the instance to the reaper, because the event loop has ended."""

@@ -47,13 +47,18 @@ async def start(state: LeaseState) -> None:
         unknown = attempt.is_open or bool(attempt.not_seen)
         if attempt.is_open and state.age >= state.lifetime:
             raise LeaseExpiredError(
-                f"The start of {options.args.hf_name} reached {state.limit} before its instance was known",
+                f"{state.limit} was reached before the instance for {options.args.hf_name} could be "
+                "identified",
                 instance_id="",
             )
         raise RequestTimeoutError(
             f"Could not start an instance within start_timeout={options.start_timeout:g} s: the service "
             "was busy or unreachable. "
-            + ("One start may have succeeded; this is being checked." if unknown else "Nothing was started.")
+            + (
+                "One start request may have succeeded; this is being checked."
+                if unknown
+                else "Nothing was started."
+            )
             + " Set CORTECS_LOG=info for details.",
             method="POST",
             path="/instances/start",

@@ -206,7 +206,7 @@ class Release:
 
 def _unresolved_start(model: str, who_releases: str) -> CortecsError:
     return CortecsError(
-        f"It is unknown whether a start of {model} created an instance. IT MAY BE BILLED. {who_releases}."
+        f"A start request for {model} may have created an instance. IT MAY BE BILLED. {who_releases}."
     )
 
 

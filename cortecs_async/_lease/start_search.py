@@ -231,7 +231,7 @@ class StartSearch:
         matches = "several new instances match" if several else "a new instance matches"
         billed = "ONE OF THEM MAY BE YOURS AND BILLED" if several else "IT MAY BE YOURS AND BILLED"
         return AmbiguousStartError(
-            f"The response to a start of {start.args.hf_name} was lost, and {matches} it: "
+            f"The response to the start request for {start.args.hf_name} was lost, and {matches} it: "
             f"{', '.join(candidates)}. No instance was touched. {billed}: check client.instances.list() and "
             "stop yours.",
             candidates=candidates,

@@ -58,7 +58,11 @@ class HeldInstance:
     def name(self) -> str:
         if self.instance_id is not None:
             return f"instance {self.instance_id}"
-        return f"a start of {self.attempt.args.hf_name}" if self.attempt is not None else "nothing"
+        return (
+            f"the instance from a start request for {self.attempt.args.hf_name}"
+            if self.attempt is not None
+            else "nothing"
+        )
 
     @property
     def billed_from(self) -> float | None:

@@ -257,7 +257,7 @@ def _remove_old_drafts(directory: Path) -> None:
                     with StateFolder(directory) as folder:
                         folder.remove(path.name)
                 else:
-                    leave_alone(directory, [path.name], "it is not a journal")
+                    leave_alone(directory, [path.name], "not a journal file")
         os.close(fd)
 
 

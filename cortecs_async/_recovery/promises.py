@@ -278,7 +278,7 @@ class Promises:
         self._put_credentials()
         await self._off_loop(self.store.commit)
         problem = await self._await_rehearsal(_REHEARSAL_TIMEOUT)
-        return f"it did not connect within {_REHEARSAL_TIMEOUT:g} s" if problem is None else problem
+        return f"no connection within {_REHEARSAL_TIMEOUT:g} s" if problem is None else problem
 
     async def _await_rehearsal(self, timeout: float) -> str | None:
         deadline = anyio.current_time() + timeout

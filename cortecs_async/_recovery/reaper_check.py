@@ -53,8 +53,8 @@ def check_reaper(sealed: Secret | None = None) -> None:
         reaper.send([{"kind": "ARM", "account": "checked", "sealed": sealed}])
         problem = problems.get(timeout=_CHECK_TIMEOUT)
     except queue.Empty:
-        problem = f"it did not connect within {_CHECK_TIMEOUT:g} s"
+        problem = f"no connection within {_CHECK_TIMEOUT:g} s"
     finally:
         reaper.shutdown()
     if problem:
-        raise GuardError(f"it cannot reach the service: {problem}")
+        raise GuardError(f"the reaper cannot reach the service: {problem}")

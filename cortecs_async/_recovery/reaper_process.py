@@ -90,7 +90,7 @@ class ReaperProcess:
                 env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
             )
         except Exception as error:  # noqa: BLE001  (an OSError, or one of a patched `subprocess`)
-            raise GuardError(f"the reaper could not be started: {error}") from None
+            raise GuardError(f"could not start the process: {error}") from None
         assert process.stdin is not None  # noqa: S101  (for the type checker)
         os.set_blocking(process.stdin.fileno(), False)
         self._process = process
@@ -133,7 +133,7 @@ class ReaperProcess:
         problem = _send(process.stdin.fileno(), numbered, deadline)
         if problem:
             self.kill()
-            raise GuardError(f"the reaper died: {problem}")
+            raise GuardError(f"the reaper {problem}")
         with self._changed:
             self._changed.wait_for(
                 lambda: self._last_acknowledged >= self._last_sent or self._ended is process,
@@ -256,10 +256,12 @@ def _send(fd: int, messages: list[Record], deadline: float) -> str:
             for each in messages
         )
         _write(fd, data, deadline)
+    except TimeoutError:
+        return "stopped responding"
     except OSError as error:
-        return str(error)
+        return f"died: {error}"
     except Exception as error:  # noqa: BLE001  (its text may show a message)
-        return type(error).__name__
+        return f"died: {type(error).__name__}"
     return ""
 
 
@@ -271,5 +273,5 @@ def _write(fd: int, data: bytes, deadline: float) -> None:
     ready.register(fd, select.POLLOUT)
     while view:
         if not ready.poll(max(deadline - boottime(), 0.0) * 1000):
-            raise TimeoutError("it stopped reading")
+            raise TimeoutError
         view = view[os.write(fd, view) :]

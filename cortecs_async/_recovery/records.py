@@ -125,10 +125,12 @@ class JournalState:
     def problem(self) -> str:
         """The reason the journal must not be removed or rewritten, or an empty string if there is none."""
         if self.has_other_format:
-            return f"another version of this package wrote it (format {self.owner['format']!r})"
+            return f"written by another version of this package (format {self.owner['format']!r})"
         if "format" not in self.owner:
-            return "it does not begin like one of this package's journals"
-        return f"{self.num_unreadable} of its lines cannot be read" if self.num_unreadable else ""
+            return "the file does not look like a journal of this package"
+        if self.num_unreadable == 1:
+            return "1 line is unreadable"
+        return f"{self.num_unreadable} lines are unreadable" if self.num_unreadable else ""
 
     @property
     def owner_name(self) -> str:
@@ -228,7 +230,7 @@ def _apply_baseline(state: JournalState, record: Record) -> None:
 def _new_promise(record: Record) -> Promise:
     args: dict[str, Any] = dict(record["args"])
     if not all(value is None or isinstance(value, (str, int, float)) for value in args.values()):
-        raise TypeError("an argument of a start is a JSON object or array")
+        raise TypeError("an argument of a start request is a JSON object or array")
     return Promise(
         _text(record["entry"]), _text(record["account"]), _text(record["api"]), args, float(record["at"])
     )

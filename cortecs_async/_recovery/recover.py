@@ -247,7 +247,7 @@ async def _connect(account: Record) -> str:
             pause = backoff.next()
             if anyio.current_time() + pause > deadline:
                 return (
-                    f"it cannot connect to {account['api_base_url']} ({failure.detail}). The reaper uses the "
+                    f"cannot connect to {account['api_base_url']} ({failure.detail}). The reaper uses the "
                     f"environment and not http_client=: check {', '.join(VARIABLES)}"
                 )
             await anyio.sleep(pause)

@@ -65,7 +65,7 @@ class Rehearsals:
                 os.close(result)
                 raise
         except OSError as error:
-            self._send({**answer, "problem": f"it cannot start a process for this check: {error}"})
+            self._send({**answer, "problem": f"cannot start the check process: {error}"})
             return
         if pid == 0:
             _perform(settings, result, self._closed_in_child)
@@ -83,7 +83,7 @@ class Rehearsals:
         try:
             problem = str(json.loads(data))
         except ValueError:
-            problem = f"the process for this check ended without a result (exit code {code})"
+            problem = f"the check process exited without a result (exit code {code})"
         self._send({**answer, "problem": problem})
         if self._waiting:
             self.begin(*self._waiting.popleft())
@@ -121,4 +121,4 @@ def _problem_of(settings: Record) -> str:
 
         return rehearse(settings)
     except Exception as error:  # noqa: BLE001  (an import can raise anything)
-        return f"it cannot import the HTTP client ({type(error).__name__}: {error})"
+        return f"failed to import the HTTP client ({type(error).__name__}: {error})"

@@ -336,7 +336,7 @@ class PromiseStore:
             recent = [each for each in self._reaper_deaths if now - each < _REAPER_DEATHS_WINDOW]
             self._reaper_deaths = [*recent, now]
             if len(self._reaper_deaths) > _MAX_REAPER_DEATHS:
-                self.reaper_problem = "it died repeatedly"
+                self.reaper_problem = "the reaper died repeatedly"
                 log(Event.GUARD_REAPER_GIVEN_UP)
                 return
             log(Event.GUARD_REAPER_REPLACED, reason="the reaper died")

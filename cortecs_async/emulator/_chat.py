@@ -55,7 +55,7 @@ def _arguments(tool: Tool, turn: Turn) -> Any:
     except ApiError as error:
         raise ApiError(400, f"Tool {tool.name!r}: {error.message}") from error
     if not isinstance(arguments, dict):
-        raise ApiError(400, f"Tool {tool.name!r}: its parameters must be a JSON schema for an object.")
+        raise ApiError(400, f"Tool {tool.name!r}: the parameters must be a JSON schema for an object.")
     return arguments
 
 

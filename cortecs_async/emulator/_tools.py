@@ -61,10 +61,10 @@ def read_toolbox(body: Mapping[str, Any]) -> Toolbox:
         return Toolbox(tools, "required", parallel)
     function = _function(choice)
     if function is None:
-        raise ApiError(400, "tool_choice must be auto, none, or required, or name a function.")
+        raise ApiError(400, "tool_choice must be auto, none, or required, or specify a function.")
     named = tuple(tool for tool in tools if tool.name == function.get("name"))
     if not named:
-        raise ApiError(400, "tool_choice names a function that is not in tools.")
+        raise ApiError(400, "tool_choice specifies a function that is not in tools.")
     return Toolbox(named[:1], "named")
 
 

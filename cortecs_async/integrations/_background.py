@@ -128,7 +128,7 @@ class BackgroundInstance(ManagedInstance):
                     self._set(Unavailable("restarting", f"instance {lease.instance_id} is being released"))
         except Exception as error:  # noqa: BLE001  (a credential provider may raise anything)
             pause = self._pause_after(error)
-            logger.warning("No instance of %s: %r", self._model_id, error)
+            logger.warning("Could not get an instance for %s: %r", self._model_id, error)
             retry_after = None if pause is None else pause or RETRY_AFTER
             self._set(Unavailable(self._reason(error), str(error) or repr(error), retry_after))
         finally:

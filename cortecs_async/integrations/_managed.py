@@ -353,7 +353,7 @@ class ManagedInstance(abc.ABC):
         if state == self._state:
             return
         if isinstance(state, InstanceHandle):
-            logger.info("Instance %s serves %s", state.instance_id, state.model)
+            logger.info("Instance %s is running %s", state.instance_id, state.model)
         self._state = state
         self._changed.notify()
 

@@ -140,7 +140,7 @@ def _is_open(fd: int) -> bool:
 
 def _description(status: int) -> str:
     if status >= 0:
-        return f"has ended with exit status {status}"
+        return f"exited with status {status}"
     try:
         return f"was killed by {signal.Signals(-status).name}"
     except ValueError:

@@ -161,7 +161,7 @@ class SharedInstance(ManagedInstance):
 
     async def _run_connection(self) -> bool:
         """Handle one connection to the owner until it ends. Return whether a state was received."""
-        received, problem = False, "the last one has ended"
+        received, problem = False, "the previous owner process exited"
         try:
             async with await self._connect() as self._stream, anyio.create_task_group() as tasks:
                 tasks.start_soon(self._send, self._stream)
@@ -174,7 +174,7 @@ class SharedInstance(ManagedInstance):
             return received
         reason: Reason = "restarting" if received else "starting"
         if self._owner is not None and (end := await self._owner.wait(_EXIT_TIMEOUT)) is not None:
-            problem = f"it {end}"
+            problem = f"the owner process {end}"
             if not received:
                 reason, problem = "failed", ": ".join([problem, *self._owner.last_line])
             self._owner = None

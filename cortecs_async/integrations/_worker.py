@@ -212,7 +212,7 @@ def _failure(error: BaseException, secret: str) -> Failure:
     try:
         message = str(error)
     except Exception:  # noqa: BLE001  (its class may be broken)
-        message = "its message cannot be read"
+        message = "(message not available)"
     if secret:
         # The endpoint's response may quote the key that it rejects.
         message = message.replace(secret, "***")

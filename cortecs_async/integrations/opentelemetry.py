@@ -72,7 +72,7 @@ class OpenTelemetry(Telemetry):
         self._duration = meter.create_histogram(
             "cortecs.lease.duration",
             unit="s",
-            description="Time from entering a lease to the end of its release.",
+            description="Time from entering a lease until it is released.",
             explicit_bucket_boundaries_advisory=_LEASES,
         )
         self._teardown = meter.create_histogram(
@@ -242,7 +242,7 @@ def _text(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:  # noqa: BLE001  (anyone's exception)
-        return "(its text cannot be read)"
+        return "(message not available)"
 
 
 def _exception_attributes(error: BaseException, redact: Callable[[str], str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from cortecs_async._api.wire import decode_instances
 from cortecs_async._errors import CortecsError, DecodeError, NotFoundError
 from cortecs_async.types import HardwareType, Listing, UnreadableEntry
 
-ODD = UnreadableEntry(entry_id="odd", problem="at $, an object was expected, but it is null")
+ODD = UnreadableEntry(entry_id="odd", problem="at $, expected an object, but got null")
 SENT = "Tue, 15 Nov 1994 08:12:31 GMT"
 SENT_AT = 784887151.0
 
@@ -60,7 +60,7 @@ class TestListing:
         assert repr(Listing("a", date=1.5)) == "('a',)"
         assert repr(Listing("a", unreadable=[ODD], date=1.5)) == (
             "Listing(('a',), unreadable=(UnreadableEntry(entry_id='odd', "
-            "problem='at $, an object was expected, but it is null'),))"
+            "problem='at $, expected an object, but got null'),))"
         )
 
 
@@ -135,7 +135,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_an_unreadable_instance_is_logged_once_per_client(caplog: pytest.LogCaptureFixture) -> None:
     service = Service()
     service.on("GET", "/instances/", Answer(json=INSTANCES))
-    start = "Skipping an unreadable entry of GET /instances/ (id:"
+    start = "Skipping an entry that could not be parsed in GET /instances/ (id:"
     expected = [
         f"{start} 'instance-2'): at $.instance_args, a field is null or missing",
         f"{start} None): at $.instance_id, a field is null or missing",
@@ -170,10 +170,10 @@ async def test_unreadable_models_and_hardware_are_logged_once(caplog: pytest.Log
                 await endpoints.hardware_types.list()
     texts = logged(caplog)
     assert [text.partition(":")[0] for text in texts] == [
-        "Skipping an unreadable entry of GET /models/ (id",
-        "Skipping an unreadable entry of GET /models/ (id",
-        "Skipping an unreadable entry of GET /hardware-types/available (id",
-        "Skipping an unreadable entry of GET /hardware-types/available (id",
+        "Skipping an entry that could not be parsed in GET /models/ (id",
+        "Skipping an entry that could not be parsed in GET /models/ (id",
+        "Skipping an entry that could not be parsed in GET /hardware-types/available (id",
+        "Skipping an entry that could not be parsed in GET /hardware-types/available (id",
     ]
 
 

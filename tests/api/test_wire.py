@@ -667,12 +667,12 @@ class TestUnreadableEntries:
             (
                 whole(instance_args=[PRIVATE]),
                 "instance-12345",
-                "at $.instance_args, an object was expected, but it is of type list",
+                "at $.instance_args, expected an object, but got a value of type list",
             ),
             (
                 whole(instance_args=args(context_length="8192")),
                 "instance-12345",
-                "at $.instance_args.context_length, a whole number was expected, but it is of type str",
+                "at $.instance_args.context_length, expected a whole number, but got a value of type str",
             ),
             (
                 whole(instance_args=args(model_id=None)),
@@ -682,7 +682,7 @@ class TestUnreadableEntries:
             (
                 whole(instance_args=args(num_workers=PRIVATE)),
                 "instance-12345",
-                "at $.instance_args.num_workers, a whole number was expected, but it is of type str",
+                "at $.instance_args.num_workers, expected a whole number, but got a value of type str",
             ),
             (
                 whole(instance_status=None),
@@ -697,7 +697,7 @@ class TestUnreadableEntries:
             (
                 whole(instance_status="running"),
                 "instance-12345",
-                "at $.instance_status, an object was expected, but it is of type str",
+                "at $.instance_status, expected an object, but got a value of type str",
             ),
             (
                 whole(instance_status={}),
@@ -709,15 +709,15 @@ class TestUnreadableEntries:
             (
                 whole(instance_id=12345),
                 None,
-                "at $.instance_id, a string was expected, but it is of type int",
+                "at $.instance_id, expected a string, but got a value of type int",
             ),
             ({"instance_id": PRIVATE}, PRIVATE, "at $.instance_args, a field is null or missing"),
             ({}, None, "at $.instance_id, a field is null or missing"),
-            (None, None, "at $, an object was expected, but it is null"),
-            (PRIVATE, None, "at $, an object was expected, but it is of type str"),
-            (5, None, "at $, an object was expected, but it is of type int"),
-            (True, None, "at $, an object was expected, but it is of type bool"),
-            ([whole()], None, "at $, an object was expected, but it is of type list"),
+            (None, None, "at $, expected an object, but got null"),
+            (PRIVATE, None, "at $, expected an object, but got a value of type str"),
+            (5, None, "at $, expected an object, but got a value of type int"),
+            (True, None, "at $, expected an object, but got a value of type bool"),
+            ([whole()], None, "at $, expected an object, but got a value of type list"),
         ],
     )
     @pytest.mark.parametrize("position", [0, 1, 2])

@@ -399,7 +399,7 @@ class TestPreflight:
     def test_another_file_without_lines_is_not_truncated(self, files: BatchOptions) -> None:
         write(files.source, line("a"))
         write(files.target, b"PK\x03\x04 a picture, perhaps")
-        with pytest.raises(BatchFileError, match="no line break at its end"):
+        with pytest.raises(BatchFileError, match="no line break at the end"):
             preflight(files, Output(files.target))
         assert files.target.read_bytes() == b"PK\x03\x04 a picture, perhaps"
 

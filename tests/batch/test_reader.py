@@ -388,7 +388,7 @@ class TestStandardInput:
 
     def test_it_must_not_be_empty(self, options: BatchOptions, pipe: Any) -> None:
         pipe.close()
-        with pytest.raises(BatchFileError, match=r"^standard input: it is empty"):
+        with pytest.raises(BatchFileError, match=r"^standard input: the input is empty"):
             read(BatchOptions(source=check_path("input", "-"), target=options.target, model=MODEL))
 
     def test_waiting_for_it_ends_when_the_caller_is_cancelled(

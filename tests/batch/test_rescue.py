@@ -162,7 +162,9 @@ class TestOutput:
         output.close()
         assert ids(Path(caught.value.path)) == ["a", "b"][: CHANGES[change][1]]
 
-    @pytest.mark.parametrize(("before", "said"), [(0, "It had no answers yet"), (2, "None of its 2 answers")])
+    @pytest.mark.parametrize(
+        ("before", "said"), [(0, "The file had no answers"), (2, "None of its 2 answers")]
+    )
     def test_without_answers_there_is_no_new_file(self, target: Path, before: int, said: str) -> None:
         output = Output(target)
         if before:

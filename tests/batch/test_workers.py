@@ -168,7 +168,7 @@ class TestErrorsInAnswers:
         # It is sent among the others. The endpoint is up, so nothing asks for it.
         assert endpoint.asked[-1] == 0
         (line,) = (each for each in done.sink.lines if each.usage is None or each.problem)
-        assert line.problem == "the answer is an error: overloaded"
+        assert line.problem == "the response is an error: overloaded"
 
     @grid(count=[10, 1000], concurrency=[4, 32, "auto"], anyio_backend=BACKENDS)
     async def test_a_broken_gateway_is_given_up_without_error_lines(
@@ -181,7 +181,7 @@ class TestErrorsInAnswers:
         assert done.sink.lines == []
         (error,) = done.errors
         assert "does not respond" in str(error)
-        assert "the answer is an error: overloaded" in str(error)
+        assert "the response is an error: overloaded" in str(error)
         assert 180 < done.seconds < 260
 
     @grid(begin=[0.0, 6.0], concurrency=[1, 8, "auto"], max_retries=[0, 5], anyio_backend=BACKENDS)
@@ -270,7 +270,7 @@ class TestOutages:
         endpoint = ProbesOnly(random.Random(1), (1.0, 2.0), outages=outages)
         done = await work_on(tmp_path, 1000, endpoint, concurrency=concurrency)
         (error,) = done.errors
-        assert "answers test requests, but rejects all others" in str(error)
+        assert "accepts test requests but rejects all others" in str(error)
         assert done.sink.failed == set()
         assert 180 < done.seconds < (620 if style == "busy" else 300)
 

@@ -373,7 +373,7 @@ RECEIPT = Receipt(
     released=True,
 )
 LOST = InstanceLostError("instance instance-1 was lost", instance_id="instance-1")
-UNRESOLVED = CortecsError("It is unknown whether a start created an instance")
+UNRESOLVED = CortecsError("A start request may have created an instance")
 
 
 @pytest.mark.parametrize(
@@ -382,8 +382,13 @@ UNRESOLVED = CortecsError("It is unknown whether a start created an instance")
         ([RECEIPT], LOST, (), {"cost": "about 0.50 EUR", "left running": "nothing", "left": "58"}),
         ([evolve(RECEIPT, cost=None)], LOST, (), {"cost": "unknown", "left running": "nothing"}),
         ([], LOST, (), {"cost": "none, because no instance was started", "left running": "nothing"}),
-        ([], UNRESOLVED, (), {"left running": "only the instances and starts named above"}),
-        ([RECEIPT], LOST, ("was lost",), {"left running": "only the instances and starts named above"}),
+        ([], UNRESOLVED, (), {"left running": "only the instances and start requests listed above"}),
+        (
+            [RECEIPT],
+            LOST,
+            ("was lost",),
+            {"left running": "only the instances and start requests listed above"},
+        ),
         ([RECEIPT], LOST, ("instance-1 was lost",), {"left running": "nothing"}),
         (
             [RECEIPT, evolve(RECEIPT, released=False, instance_id="instance-2")],

@@ -94,7 +94,7 @@ def test_demo_can_be_interrupted(number: signal.Signals, status: int, expected: 
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == status
-    assert stderr == f"No instance was left behind.\n{expected}"
+    assert stderr == f"No instances were left behind.\n{expected}"
 
 
 @pytest.mark.sockets

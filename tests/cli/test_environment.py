@@ -279,7 +279,7 @@ def test_without_a_home_directory_everything_works_that_needs_no_journal(
             assert done.returncode == 1
             line, more = done.stderr.splitlines()
             assert more == "More: cortecs-async help JournalError"
-            assert "there is no home directory. Set CORTECS_STATE_DIR" in line
+            assert "the home directory could not be determined. Set CORTECS_STATE_DIR" in line
 
 
 # Ctrl-C while the modules are imported.

@@ -166,7 +166,10 @@ def test_completion_offers_the_global_options(words: list[str], incomplete: str,
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
-    [(KeyboardInterrupt, 130, "Interrupted."), (EOFError, 1, "Error: The input ended before the answer.")],
+    [
+        (KeyboardInterrupt, 130, "Interrupted."),
+        (EOFError, 1, "Error: Standard input closed before you answered. Pass --yes to skip the question."),
+    ],
 )
 def test_an_interrupted_prompt(
     account: Emulator,

@@ -281,7 +281,7 @@ class TestStart:
             terminal.until(lambda text: "1/5 Reserving" in text)
             terminal.press("\x03")
             assert terminal.wait() == 130
-            assert "No instance was left behind.\nInterrupted." in terminal.text
+            assert "No instances were left behind.\nInterrupted." in terminal.text
         assert slow.existing == ()
 
     @pytest.mark.parametrize("command", [["start", MODEL], ["restart", "i"]])
@@ -435,7 +435,7 @@ class TestStopAndRemove:
             )
         shown = call("rm", "--stop", instance_id)
         assert shown.stdout == f"{instance_id}  deleted\n"
-        assert f"{instance_id} exists, but cannot be read" in shown.stderr
+        assert f"{instance_id} exists but could not be parsed" in shown.stderr
         assert shown.exit_code == 0
         assert account.existing == ()
 
@@ -447,7 +447,7 @@ class TestStopAndRemove:
         account.add_entry({"instance_id": "odd", "instance_args": None})
         shown = call(*command, "--all", "--yes")
         assert shown.exit_code == 1
-        assert "odd exists, but cannot be read" in shown.stderr
+        assert "odd exists but could not be parsed" in shown.stderr
         assert account.billing == ()
 
     @pytest.mark.parametrize("command", ["stop", "rm"])
@@ -574,7 +574,7 @@ class TestWatch:
         shown = call_command("watch", "--timeout", "0.3", "--json")
         assert shown.exit_code == 1
         last = {each["instance_id"]: each for each in map(json.loads, shown.stdout.splitlines())}
-        assert re.fullmatch(r"timed out after 0\.3 s; it is still \w+\.", last[one]["error"])
+        assert re.fullmatch(r"timed out after 0\.3 s; still \w+\.", last[one]["error"])
         assert (last[two]["status"], last[two]["error"]) == ("stopped", None)
 
     def test_unknown_instance_does_not_affect_the_others(self, served: Emulator, call: Call) -> None:

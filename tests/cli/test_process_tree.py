@@ -96,7 +96,7 @@ def test_nothing_that_the_command_started_remains_after_run(
     done = call_command("run", MODEL, *daemon(note))
     assert done.exit_code == 0
     assert not is_alive(int(note.read_text()))
-    assert "Ended 1 process that the command left running.\n" in done.stderr
+    assert "Terminated 1 process left running by the command.\n" in done.stderr
     assert served.existing == ()
 
 

@@ -366,7 +366,7 @@ class TestSignals:
             assert len(slow.billing) == 1
             running.send(number)
             assert running.process.wait(timeout=30) == status
-            assert "No instance was left behind." in running.output
+            assert "No instances were left behind." in running.output
             assert "never" not in running.output
             assert "Traceback" not in running.output
         assert slow.existing == ()

@@ -268,7 +268,7 @@ async def test_a_reaper_is_started_and_goes_again(world: World, monkeypatch: pyt
         findings = await found(client)
     # This emulator has no socket.
     assert not findings["reaper"].ok
-    assert findings["reaper"].detail.startswith("it cannot reach the service: it cannot connect to ")
+    assert findings["reaper"].detail.startswith("the reaper cannot reach the service: cannot connect to ")
     assert len(seen) == 1
     assert reapers_of(os.getpid()) == ()
 

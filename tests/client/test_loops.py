@@ -88,7 +88,7 @@ async def test_a_lease_that_is_left_in_another_loop_is_left_to_others(
             assert "Could not release instance instance-10001 here" in raised.__notes__[0]
         ended.close()
         bound["loop"] = own
-        assert "Not released before its event loop ended" in caplog.text
+        assert "Not released before the event loop ended" in caplog.text
 
 
 @pytest.mark.sockets

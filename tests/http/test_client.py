@@ -478,7 +478,7 @@ class TestNotJSON:
         odd = {"instances": {"v4lue": instance()}}
         error = await list_error(service, Answer(json=odd), max_retries=5)
         assert type(error) is DecodeError
-        assert "at $, a list was expected, but it is of type dict" in str(error)
+        assert "at $, expected a list, but got a value of type dict" in str(error)
         assert "v4lue" not in str(error)
         assert "newer version of cortecs-async" in str(error)
         assert error.attempts == 1
@@ -494,8 +494,8 @@ class TestNotJSON:
             listing = await client.instances.list()
             assert [each.instance_id for each in listing] == ["instance-1"]
             assert [each.entry_id for each in listing.unreadable] == [None]
-            assert "at $.instance_id, a string was expected" in listing.unreadable[0].problem
-            with pytest.raises(DecodeError, match=r"at \$\.instance_id, a string was expected") as caught:
+            assert "at $.instance_id, expected a string" in listing.unreadable[0].problem
+            with pytest.raises(DecodeError, match=r"at \$\.instance_id, expected a string") as caught:
                 await client.instances.get("instance-2")
         assert service.routes == ["GET /instances/", "GET /instances/instance-2"]
         assert "v4lue" not in f"{listing!r} {caught.value} {caplog.text}"

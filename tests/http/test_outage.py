@@ -146,7 +146,7 @@ WRAPPED.__cause__ = NO_TLS
         ),
         (caused_by(socket.gaierror(-2, "secret")), "host name not found"),
         (caused_by(OSError(errno.EHOSTUNREACH, "secret")), "no route to the host"),
-        (caused_by(UNTRUSTED), "its TLS certificate is not trusted: self-signed certificate"),
+        (caused_by(UNTRUSTED), "TLS certificate not trusted: self-signed certificate"),
         (caused_by(NO_TLS), "TLS failed: wrong version number"),
         (caused_by(WRAPPED), "TLS failed: wrong version number"),
         (httpx.ConnectTimeout(""), "timed out while connecting"),

@@ -662,7 +662,7 @@ def wrapped(inner: Exception) -> Exception:
         (wrapped(APIConnectionError("x")), None, True),
         (ConnectionResetError(), None, True),
         (TimeoutError(), None, True),
-        (_worker.AnswerError("the answer has no choices"), None, True),
+        (_worker.AnswerError("the response has no `choices` field"), None, True),
         (KeyError("mine"), None, False),
     ],
     ids=repr,
@@ -766,7 +766,7 @@ def test_a_value_that_cannot_be_pickled_is_the_error_of_its_item() -> None:
     assert unknown.failure.code == "UnpicklingError"
     assert "a value cannot be unpickled on the driver: ValueError: invalid literal" in unknown.failure.message
     assert cancelled.failure == Failure("CancelledError", "by work")
-    assert mute.failure == Failure("Mute", "its message cannot be read")
+    assert mute.failure == Failure("Mute", "(message not available)")
 
 
 def test_an_exception_of_work_that_cannot_be_unpickled_is_the_error_of_its_items() -> None:
@@ -881,7 +881,7 @@ def test_a_file_of_another_kind_is_not_changed(tmp_path: Path) -> None:
     for text, complaint in (
         (source.read_text(), "response are required"),
         (source.read_text().strip(), "response are required"),
-        ("notes", "no line break at its end"),
+        ("notes", "no line break at the end"),
     ):
         target = tmp_path / "other"
         target.write_text(text)
@@ -1055,8 +1055,12 @@ def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
     ("url", "reply", "problem"),
     [
         ("/v1/chat/completions", {"choices": [{"text": ""}]}, None),
-        ("/v1/chat/completions", {"error": {"message": "overloaded"}}, "the answer is an error: overloaded"),
-        ("/v1/chat/completions", {"data": [1]}, "the answer has no choices"),
+        (
+            "/v1/chat/completions",
+            {"error": {"message": "overloaded"}},
+            "the response is an error: overloaded",
+        ),
+        ("/v1/chat/completions", {"data": [1]}, "the response has no `choices` field"),
         ("/v1/chat/completions", "busy", "the answer is not a JSON object"),
         ("/v1/of-another-server", "fine", None),
     ],

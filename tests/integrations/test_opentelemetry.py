@@ -321,7 +321,7 @@ async def test_an_exception_without_a_text_ends_its_span(world: World, seen: See
         with pytest.raises(Mute):
             async with client.instance(MODEL, HARDWARE):
                 raise Mute
-    assert seen.span("cortecs.lease.body").status.description == "Mute: (its text cannot be read)"
+    assert seen.span("cortecs.lease.body").status.description == "Mute: (message not available)"
 
 
 async def test_a_restarted_instance_and_a_kept_one(world: World, seen: Seen) -> None:

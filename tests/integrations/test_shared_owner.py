@@ -137,20 +137,23 @@ def test_a_removed_working_directory_is_left_out(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
-        ("import sys; sys.exit(3)", "it has ended with exit status 3"),
+        ("import sys; sys.exit(3)", "the owner process exited with status 3"),
         (
             "print('more', file=__import__('sys').stderr); raise SystemExit('no vault')",
-            "it has ended with exit status 1: no vault",
+            "the owner process exited with status 1: no vault",
         ),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "it was killed by SIGKILL"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            "the owner process was killed by SIGKILL",
+        ),
         (
             "import os; raise SystemExit(os.environ['CORTECS_CLIENT_SECRET'] + ' by pass%2Fword')",
-            "it has ended with exit status 1: *** by ***",
+            "the owner process exited with status 1: *** by ***",
         ),
         # A long output is cut, and nothing remains of a secret at the cut.
         (
             "import os; raise SystemExit((os.environ['CORTECS_CLIENT_SECRET'] + '  ') * 999 + '\\nend')",
-            "it has ended with exit status 1: end",
+            "the owner process exited with status 1: end",
         ),
     ],
 )

@@ -774,7 +774,7 @@ async def test_an_owner_that_does_not_start(monkeypatch: pytest.MonkeyPatch, sta
     monkeypatch.setattr(sys, "executable", "/bin/false")
     shared = SharedInstance(MODEL, HARDWARE, pause=0.1)
     async with shared:
-        await until(lambda: "it has ended with exit status 1" in not_ready(shared).detail)
+        await until(lambda: "the owner process exited with status 1" in not_ready(shared).detail)
         assert not_ready(shared).reason == "failed"
         monkeypatch.setattr(sys, "executable", "/nowhere/at/all")
         await until(lambda: "/nowhere/at/all" in not_ready(shared).detail)
@@ -889,7 +889,7 @@ async def test_a_socket_of_another_user_gets_no_connection(
     with shared._meeting_point.listen():
         monkeypatch.setattr(_shared_server, "is_of_this_user", lambda _: False)
         async with shared:
-            await until(lambda: "a process of another user is listening" in not_ready(shared).detail)
+            await until(lambda: "another user's process is listening" in not_ready(shared).detail)
     os.close(lock)
 
 

@@ -395,7 +395,7 @@ async def test_a_teardown_that_cannot_succeed_names_only_who_knows_of_the_instan
     ("guard", "problem", "successor"),
     [
         ("auto", None, "The reaper, a background process, releases it"),
-        ("auto", "it died repeatedly", "`cortecs-async sweep` releases it"),
+        ("auto", "the reaper died repeatedly", "`cortecs-async sweep` releases it"),
         ("off", None, "`cortecs-async sweep` releases it"),
     ],
 )

@@ -300,7 +300,7 @@ async def test_a_service_that_does_not_return_the_tag_is_noted_once(
         for _ in range(4):
             async with client.instance(MODEL, HARDWARE, context_length=LENGTH) as inst:
                 assert emu.billing == (inst.instance_id,)
-        assert caplog.text.count("no longer tags its starts") == 1
+        assert caplog.text.count("no longer tags its start requests") == 1
         # The first, and the one that showed that it is of no use.
         tagged = [length for length in sent_lengths(emu) if length != LENGTH]
         assert len(tagged) == 1 + lost

@@ -312,7 +312,7 @@ def test_a_lease_that_is_dropped_in_the_last_turn_of_its_event_loop_is_left_to_o
     assert "Not released" not in caplog.text
     loop.close()
     gc.collect()
-    assert "Not released before its event loop ended" in caplog.text
+    assert "Not released before the event loop ended" in caplog.text
 
 
 @pytest.mark.parametrize("how", [*COROUTINES, "dropped"])
@@ -335,7 +335,7 @@ def test_without_its_event_loop_it_is_left_to_others(
     let_go(kept.pop(), how)
     gc.collect()
     (critical,) = [each for each in caplog.records if each.levelno >= logging.CRITICAL]
-    assert "Not released before its event loop ended" in critical.message
+    assert "Not released before the event loop ended" in critical.message
     assert successor in critical.message
 
     async def sweep() -> None:

@@ -190,7 +190,7 @@ def test_an_old_draft_that_is_not_understood_is_kept(
     os.utime(draft, (0, 0))
     assert list(orphaned_journals(prepared)) == []
     assert draft.exists()
-    assert warnings(caplog) == [f"Ignoring {draft.name} in {prepared}: it is not a journal"]
+    assert warnings(caplog) == [f"Ignoring {draft.name} in {prepared}: not a journal file"]
 
 
 @alternating("command", ["open", "orphans", "owners", "diagnose", "list"])

@@ -61,7 +61,7 @@ async def test_nothing_starts_without_a_required_reaper_that_reaches_the_service
     async with world(guard="required", journal="required") as (emu, client):
         # Twice: at the first time, the service may have been down.
         reapers[-1].outcomes += [outcome, outcome]
-        problem = outcome or "it did not connect within 20 s"
+        problem = outcome or "no connection within 20 s"
         with pytest.raises(errors.GuardError, match=rf"cannot reach the service: {problem}\. Nothing was"):
             async with client.instance(MODEL, HARDWARE):
                 pytest.fail("entered")
@@ -197,7 +197,7 @@ async def test_an_open_connection_is_enough_and_nothing_is_sent() -> None:
         tasks.cancel_scope.cancel()
     assert received == [b""]
     problem = await rehearse(account(f"http://127.0.0.1:{port}/v1"))
-    assert problem.startswith(f"it cannot connect to http://127.0.0.1:{port}/v1 (connection refused)")
+    assert problem.startswith(f"cannot connect to http://127.0.0.1:{port}/v1 (connection refused)")
     assert all(name in problem for name in ("http_client=", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE"))
 
 
@@ -317,7 +317,7 @@ def test_a_child_whose_outcome_is_lost_does_not_end_the_reaper(monkeypatch: pyte
     (fd,) = rehearsals.fds
     rehearsals.cancel()
     rehearsals.end(fd)
-    assert "ended without a result (exit code unknown)" in sent[-1]["problem"]
+    assert "exited without a result (exit code unknown)" in sent[-1]["problem"]
 
 
 def test_at_most_two_rehearsals_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,4 +377,4 @@ def test_an_import_that_fails_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> N
         raise ImportError("No module named 'h11'")
 
     monkeypatch.setattr(_recover, "rehearse", fail)
-    assert _problem_of({}) == "it cannot import the HTTP client (ImportError: No module named 'h11')"
+    assert _problem_of({}) == "failed to import the HTTP client (ImportError: No module named 'h11')"

@@ -175,7 +175,7 @@ async def test_certificates_of_the_environment_count_on_this_machine_too(
             "max_retries": 0,
         }
         async with AsyncCortecs(**options) as client:
-            with pytest.raises(TransportError, match="certificate is not trusted"):
+            with pytest.raises(TransportError, match="certificate not trusted"):
                 await client.models.list()
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
         for transport in ("httpx", "aiohttp"):

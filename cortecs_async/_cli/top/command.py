@@ -19,7 +19,7 @@ from ..runtime import FAILED, import_optional, run_async, termination_signals
     "--interval",
     type=duration,
     default="2s",
-    help="Refresh this often (at least 1s), with one request each time.",
+    help="Refresh interval (at least 1s). Each refresh sends one request.",
 )
 def top(interval: float) -> None:
     """Monitor instances, costs, and owners in full screen.

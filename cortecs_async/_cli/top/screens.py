@@ -33,8 +33,9 @@ left behind  its process died; run
              `cortecs-async sweep`
 unmanaged    runs until you stop it
 
-age counts from the start. cost is the list price
-of each started interval and worker."""
+age is the time since the instance was started.
+cost is the list price of each started interval
+and worker."""
 
 
 class Confirmation(ModalScreen[bool]):

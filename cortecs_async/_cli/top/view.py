@@ -20,7 +20,7 @@ _STATUS_STYLES = {"running": "green", "pending": "yellow", "stopped": "dim"}
 
 _OWNER_MEANINGS = {
     "mine": "top is releasing it",
-    "process": "the process releases it when it ends",
+    "process": "the process releases it when it exits",
     "orphan": "its reaper or `cortecs-async sweep` releases it",
     "held": "owned by the holder of its handle",
     UNMANAGED: "started without a lease or elsewhere; it runs until you stop it",
