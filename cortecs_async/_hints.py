@@ -29,13 +29,11 @@ _INFERENCE = "inst.openai(), inside the block of an instance, returns a client f
 _ATTRIBUTES: Mapping[str, Hints] = {
     "AsyncCortecs": {
         "start create create_instance start_instance rent lease launch run deploy provision": (
-            f"use `{_LEASE}`, or client.instances.start(...), whose instance you must stop and delete "
-            "yourself"
+            f"use `{_LEASE}`, or client.instances.start(...) and delete the instance yourself"
         ),
         "ensure ensure_instance": "use client.instances.ensure(...), or client.instance(..., reuse=True)",
         "stop stop_instance terminate delete delete_instance shutdown": (
-            "use client.release(instance_id), which stops and deletes the instance, or "
-            "client.instances.stop and client.instances.delete"
+            "use client.release(instance_id), or client.instances.stop and client.instances.delete"
         ),
         "restart": "use client.instances.restart(instance_id)",
         "stop_all delete_all": "use client.instances.stop_all() or client.instances.delete_all()",
@@ -83,16 +81,12 @@ _ATTRIBUTES: Mapping[str, Hints] = {
         "num_workers": "use instance.instance_args.num_workers",
         "state": "use instance.status",
         "started_at stopped_at": "use instance.instance_status",
-        "stop delete terminate": (
-            "use client.release(instance.instance_id), which stops and deletes the instance"
-        ),
+        "stop delete terminate": "use client.release(instance.instance_id), which stops and deletes it",
         "openai map openai_kwargs": f"use `{_LEASE}`, or client.attach(instance_id) instead",
     },
     "Instances": {
         "create create_instance start_instance launch": f"use `{_LEASE}`, or client.instances.start(...)",
-        "terminate destroy remove shutdown": (
-            "use client.release(instance_id), which stops and deletes the instance"
-        ),
+        "terminate destroy remove shutdown": "use client.release(instance_id), which deletes an instance",
         "retrieve describe": "use client.instances.get(instance_id)",
         "all": "use client.instances.list()",
         "wait wait_for": "use client.instances.wait_until_running(instance_id)",

@@ -188,7 +188,7 @@ def is_unit(name: str) -> bool:
         ("_telemetry.py", "from ._api.domain import Instance", "_telemetry imports _api"),
         ("_api/wire.py", "from httpx import Response", "imports httpx"),
         ("_config.py", "from ._errors import ConfigurationError", None),
-        ("_errors.py", "from ._config import Settings", "_errors imports _config"),
+        ("_errors/base.py", "from .._config import Settings", "_errors imports _config"),
         ("emulator/_server.py", "import httpx\nfrom . import _faults\nfrom ._faults import Fault", None),
         ("emulator/_server.py", "from .._api.domain import Instance", "must know nothing of the client"),
         (
