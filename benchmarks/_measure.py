@@ -111,7 +111,7 @@ def children_cpu() -> float:
 def memory_of(pid: int | str = "self", field: str = "VmRSS") -> int:
     """Return the memory of a process in kB: resident (VmRSS) or its peak (VmHWM).
 
-    Linux starts `ru_maxrss` at the memory of the parent, so it is no use here.
+    Linux starts `ru_maxrss` at the memory of the parent, so it is not useful here.
     """
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     match = re.search(rf"{field}:\s+(\d+)", status)

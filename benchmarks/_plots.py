@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-mpl.use("svg")  # needs no display; pyplot, which is imported next, would look for one
+mpl.use("svg")  # works without a display; pyplot, imported next, would look for one
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure

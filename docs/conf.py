@@ -70,7 +70,7 @@ html_theme_options = {
 if repository := os.environ.get("GITHUB_REPOSITORY"):
     html_theme_options |= {
         "source_repository": f"https://github.com/{repository}/",
-        "source_branch": os.environ.get("GITHUB_REF_NAME", "main"),
+        "source_branch": "main",
         "source_directory": "docs/",
     }
 

@@ -32,6 +32,7 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from itertools import chain
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -47,7 +48,7 @@ from _world import MODEL, World
 import cortecs_async
 from cortecs_async import AsyncCortecs, InstanceHandle, errors, types
 from cortecs_async.emulator import Emulator
-from cortecs_async.integrations import dask, ray
+from cortecs_async.integrations import dask, ray, web
 from cortecs_async.integrations._fan_out import FanOut
 from cortecs_async.integrations._worker import Result, run_chunk, submit_chunk
 
@@ -101,12 +102,51 @@ def example_of(docstring: str | None) -> str | None:
 
 EXAMPLES = {name: code for name, value in OBJECTS.items() if (code := example_of(value.__doc__))}
 ON_SOCKETS = {name for name, code in EXAMPLES.items() if name in SOCKETS or "asyncio.run(" in code}
+ERRORS = {**vars(errors), **vars(web)}
 MODULES = sorted((each.removeprefix("cortecs_async.") for each in public_modules()), key=len, reverse=True)
 
 
 def test_everything_public_has_an_example() -> None:
     needed = {name for name, value in OBJECTS.items() if not isinstance(value, property)}
     assert needed - EXAMPLES.keys() == set()
+
+
+def _attributes(error: type[BaseException]) -> set[str]:
+    parameters = (
+        inspect.signature(vars(each)["__init__"]).parameters
+        for each in error.__mro__
+        if "__init__" in vars(each) and each.__module__.startswith("cortecs_async")
+    )
+    return {*dir(error), *chain.from_iterable(parameters)}
+
+
+def unknown_attributes(code: str) -> set[str]:
+    """Return attributes that an example reads of a caught error, and that its class does not have.
+
+    Most examples do not make the service fail, so their `except` blocks do not run.
+    """
+    return {
+        f"{caught.type.id}.{each.attr}"
+        for caught in ast.walk(ast.parse(code))
+        if isinstance(caught, ast.ExceptHandler) and isinstance(caught.type, ast.Name)
+        for each in ast.walk(caught)
+        if isinstance(each, ast.Attribute)
+        and isinstance(each.value, ast.Name)
+        and each.value.id == caught.name
+        if each.attr not in _attributes(ERRORS[caught.type.id])
+    }
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_an_except_block_reads_existing_attributes(name: str) -> None:
+    assert unknown_attributes(EXAMPLES[name]) == set()
+
+
+def test_a_missing_attribute_is_found() -> None:
+    code = (
+        "try:\n    f()\nexcept AmbiguousStartError as error:\n    print(error.candidate, error.candidates)\n"
+    )
+    assert unknown_attributes(code) == {"AmbiguousStartError.candidate"}
 
 
 @pytest.fixture

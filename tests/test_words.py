@@ -19,17 +19,20 @@ ROOT = Path(__file__).parent.parent
 WORDS = tomllib.loads((Path(__file__).parent / "words.toml").read_text())["word"]
 
 # Between two words: a space or a line break, also in a comment, in a quotation, or between two strings.
-_SPACE = r"""[\s"']+(?:[#>]+\s+|[fr]{1,2}["'])?"""
+_SPACE = r"""[\s"'`*]+(?:[#>]+\s+|[fr]{1,2}["'])?"""
 
 
 def files() -> Iterator[Path]:
     """Yield the files whose words are checked, as far as they exist: the package has no .github."""
     yield from (
-        path for name in ("README.md", "CHANGELOG.md", "noxfile.py") if (path := ROOT / name).exists()
+        path
+        for name in ("README.md", "CHANGELOG.md", "noxfile.py", "pyproject.toml")
+        if (path := ROOT / name).exists()
     )
     for folder, suffixes in (
         ("cortecs_async", {".py"}),
-        ("docs", {".md", ".svg"}),
+        ("docs", {".md", ".svg", ".py"}),
+        ("benchmarks", {".md", ".svg", ".py"}),
         (".github", {".md", ".yml"}),
     ):
         yield from sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes)
@@ -49,7 +52,7 @@ EXPRESSIONS = [(expression(word), word) for word in WORDS]
 
 def problems(text: str, where: str) -> list[str]:
     """Return each place of a word of the list, and what to say instead."""
-    lower = text.lower()
+    lower = text.lower().replace("&#160;", " ")  # how the pictures of the command line write a space
     return [
         f"{where}:{1 + lower.count(chr(10), 0, match.start())}: {' '.join(match['found'].split())!r}: "
         f"say {word['say']} ({word['why']})"

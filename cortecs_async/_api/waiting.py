@@ -120,6 +120,9 @@ def _gone(instance_id: str, poller: Poller) -> LifecycleError:
     return InstanceGoneError(no_instance_message(instance_id, poller.listed), instance_id=instance_id)
 
 
+START_TIMEOUT_ADVICE = "Increase start_timeout, or try another hardware type."
+
+
 def _timed_out(
     instance_id: str, latest: Instance | None, *, waited: float, unchanged: float
 ) -> LifecycleError:
@@ -131,8 +134,7 @@ def _timed_out(
             state += f" at step {step.current_step} of {step.num_steps} ({step.description})"
         state += f", unchanged for {unchanged:.0f} s"
     return StartTimeoutError(
-        f"Instance {instance_id} was not running after {waited:.0f} s: {state}. "
-        "Increase start_timeout, or try another hardware type.",
+        f"Instance {instance_id} was not running after {waited:.0f} s: {state}. {START_TIMEOUT_ADVICE}",
         instance_id=instance_id,
     )
 

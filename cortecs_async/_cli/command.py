@@ -184,9 +184,17 @@ class Group(click.Group):
         name = args[0]
         if name in self.commands or name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
+        from .error_help import find_error  # noqa: PLC0415  (only for a mistake)
+
+        if error := find_error(name):
+            explain = f"cortecs-async help {error.__name__}"
+            raise click.UsageError(f'"{name}" is an error. To explain it, run `{explain}`.', ctx)
+        raise click.UsageError(f'"{name}" is not a command.{did_you_mean(self.suggestions(name))}', ctx)
+
+    def suggestions(self, name: str) -> list[str]:
+        """Return the commands that a wrong name may mean, best first."""
         known = _OTHER_NAMES.get(name.lower())
-        suggested = [known] if known else nearest(name, self.commands)
-        raise click.UsageError(f'"{name}" is not a command.{did_you_mean(suggested)}', ctx)
+        return [known] if known else nearest(name, self.commands)
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         with wrap_errors():

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import click
 
 from .. import CortecsError, errors
+from .suggestions import nearest
 
 _SECTION = re.compile(r"^(Args|Attributes|Example):\n", re.MULTILINE)
 _BOLD = re.compile(r"\*\*([^*]+)\*\*")
@@ -29,6 +30,13 @@ def find_error(name: str) -> type[CortecsError] | None:
     wanted = name.rpartition(".")[2].lower()
     by_name = {each.lower(): error for each, error in public_errors().items()}
     return by_name.get(wanted) or by_name.get(f"{wanted}error")
+
+
+def similar_errors(name: str) -> list[str]:
+    """Return the errors with a similar name, best first, or the ones whose names contain it."""
+    stem = name.rpartition(".")[2].lower().removesuffix("error")
+    names = {each.removesuffix("Error").lower(): each for each in public_errors()}
+    return [names[each] for each in nearest(stem, names) or [each for each in names if stem and stem in each]]
 
 
 def summary(error: type[CortecsError]) -> str:

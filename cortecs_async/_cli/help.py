@@ -8,8 +8,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from .command import Command, Group, cli_command
-from .error_help import find_error, public_errors, summary, write_error
-from .suggestions import did_you_mean, nearest
+from .error_help import find_error, public_errors, similar_errors, summary, write_error
+from .suggestions import did_you_mean
 
 # A name that means a class, not a command.
 _CLASS = re.compile(r"[a-z][A-Z]|(?i:error)$")
@@ -34,7 +34,7 @@ def help_(ctx: click.Context, /, name: str | None) -> None:
     """Show help for a command, or explain an error.
 
     ERROR is the name of an error class. It appears in the last line of a traceback, and below the error
-    messages of cortecs-async.
+    messages of cortecs-async. `cortecs-async help errors` lists all errors.
     """
     root = ctx.find_root()
     if name is None:
@@ -47,9 +47,16 @@ def help_(ctx: click.Context, /, name: str | None) -> None:
         write_error(error, formatter)
         click.echo(formatter.getvalue().rstrip("\n"))
         return
-    if _CLASS.search(name):
-        suggested = did_you_mean(nearest(name.rpartition(".")[2], public_errors()))
-        raise click.UsageError(f'"{name}" is not a cortecs-async error.{suggested}', ctx)
+    if name.lower() == "errors":
+        formatter = ctx.make_formatter()
+        formatter.write_dl([(each, summary(found)) for each, found in sorted(public_errors().items())])
+        click.echo(formatter.getvalue().rstrip("\n"))
+        return
+    if _CLASS.search(name) or not group.suggestions(name):
+        suggested = (
+            did_you_mean(similar_errors(name)) or " To list all errors, run `cortecs-async help errors`."
+        )
+        raise click.UsageError(f'"{name}" is not a command or an error.{suggested}', ctx)
     _, found, _ = group.resolve_command(root, [name])
     assert found is not None  # noqa: S101  (for the type checker)
     click.echo(found.context_class(found, parent=root, info_name=name).get_help())

@@ -171,9 +171,11 @@ def help_names(*errors: CortecsError) -> tuple[str, ...]:
 
 
 def _print_help_names(names: Iterable[str]) -> None:
+    from .runtime import program  # noqa: PLC0415  (it imports this module)
+
     for name in names:
         with contextlib.suppress(OSError):
-            click.secho(f"More: cortecs-async help {name}", dim=True, err=True)
+            click.secho(f"More: {program()} help {name}", dim=True, err=True)
 
 
 def _missing_text(error: MissingCredentialsError) -> str:

@@ -10,7 +10,7 @@ from functools import partial
 import anyio
 
 from .._api.domain import Instance
-from .._api.waiting import wait_until_running
+from .._api.waiting import START_TIMEOUT_ADVICE, wait_until_running
 from .._errors import EndpointError, LeaseExpiredError, RequestTimeoutError, StartTimeoutError
 from .._logging import Event, log
 from .handle import url_problem
@@ -121,7 +121,11 @@ async def wait(state: LeaseState) -> None:
     except StartTimeoutError as error:
         if state.age < state.lifetime:
             raise
-        problem = f". {error}"
+        # A longer start_timeout would not help.
+        limit = state.limit.partition("=")[0]
+        problem = f". {error}".replace(
+            START_TIMEOUT_ADVICE, f"Increase {limit}, or try another hardware type."
+        )
     # Checked even without a timeout, because the machine may have been suspended while starting.
     if state.age >= state.lifetime:
         raise LeaseExpiredError(

@@ -70,17 +70,29 @@ def test_a_name_in_other_spellings(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["AmbigousStartError", "errors.AmbiguousStartErr", "ambiguousstarterrorerror"]
+    "name", ["AmbigousStartError", "errors.AmbiguousStartErr", "ambiguousstarterrorerror", "ambiguous"]
 )
 def test_an_unknown_error_suggests_the_nearest(name: str) -> None:
     done = call_command("help", name)
     assert done.exit_code == 2
-    expected = f'Error: "{name}" is not a cortecs-async error. Did you mean AmbiguousStartError?\n'
+    expected = f'Error: "{name}" is not a command or an error. Did you mean AmbiguousStartError?\n'
     assert done.stderr.endswith(expected)
 
 
-def test_an_unknown_error_like_no_other_suggests_nothing() -> None:
-    assert call_command("help", "xyzzyError").stderr.endswith("is not a cortecs-async error.\n")
+@pytest.mark.parametrize("name", ["nonsense", "xyzzyError"])
+def test_a_name_like_no_other_leads_to_the_list(name: str) -> None:
+    expected = "is not a command or an error. To list all errors, run `cortecs-async help errors`.\n"
+    assert call_command("help", name).stderr.endswith(expected)
+
+
+def test_all_errors_are_listed() -> None:
+    shown = call_command("help", "errors").stdout
+    assert [line.split()[0] for line in shown.splitlines() if line[0] != " "] == sorted(ERRORS)
+
+
+def test_an_error_instead_of_a_command_leads_to_its_help() -> None:
+    expected = '"teardown" is an error. To explain it, run `cortecs-async help TeardownError`.\n'
+    assert call_command("teardown").stderr.endswith(expected)
 
 
 @pytest.mark.parametrize(
