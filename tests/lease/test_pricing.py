@@ -203,9 +203,10 @@ async def test_the_shorter_of_the_two_counts(world: World) -> None:
 
 async def test_a_lifetime_that_ends_while_it_starts(world: World) -> None:
     async with world(step_seconds=100.0) as (emu, client):
-        with pytest.raises(errors.LeaseExpiredError, match="before it was running"):
+        with pytest.raises(errors.LeaseExpiredError, match="before it was running") as caught:
             async with client.instance(MODEL, HARDWARE, max_lifetime=50):
                 pytest.fail("entered")
+        assert str(caught.value).endswith("Increase max_lifetime, or try another hardware type.")
         assert emu.existing == ()
 
 
