@@ -101,14 +101,14 @@ def _check_policy(name: str, value: Any, policy: type) -> None:
 class RetryPolicy:
     """The rules for retrying failed requests. Requests that are not safe to repeat are never retried.
 
-    Give each time as seconds, a `timedelta`, or a string such as "1h30m". The attributes are seconds.
+    Specify each time as seconds, a `timedelta`, or a string such as "1h30m". The attributes are seconds.
 
     Attributes:
         max_retries: Retries after the first attempt. Pass 0 to disable retries. 429 responses do not count:
             they are retried until `total_timeout`.
         initial_backoff: Upper limit of the first random wait, in seconds. It doubles with every attempt.
-        max_backoff: Highest upper limit of a random wait, in seconds.
-        max_retry_after: Longest `Retry-After` to wait for, in seconds. If the service asks for more, the
+        max_backoff: Maximum of that upper limit, in seconds.
+        max_retry_after: Maximum `Retry-After` to wait for, in seconds. If the service asks for more, the
             error is raised.
         total_timeout: Maximum seconds for one call, including all attempts and waits.
         adoption_window: Seconds for which a lease searches for the instance of a start request that timed
@@ -136,11 +136,11 @@ class PollPolicy:
     The pause between two polls is the time waited so far times `growth`, but at least `min_interval` and at
     most `max_interval`. A change is noticed after at most one pause, plus the response time.
 
-    Give each time as seconds, a `timedelta`, or a string such as "90s". The attributes are seconds.
+    Specify each time as seconds, a `timedelta`, or a string such as "90s". The attributes are seconds.
 
     Attributes:
-        min_interval: Shortest pause in seconds.
-        max_interval: Longest pause in seconds. cortecs.ai's own client always waits 5 s.
+        min_interval: Minimum pause, in seconds.
+        max_interval: Maximum pause, in seconds. cortecs.ai's own client always waits 5 s.
         growth: The pause as a share of the time waited so far.
         settle: Seconds after starting an instance during which a poll that shows the instance stopped is
             ignored. A poll that does not find the instance is ignored for six times as long.

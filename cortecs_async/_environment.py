@@ -36,7 +36,7 @@ _SCHEMES = ("http", "https", "socks5", "socks5h")
 # Whitespace, control characters, and other characters not allowed in a URL (RFC 3986, appendix A).
 _NOT_IN_URL = re.compile(r"""[\s\x00-\x1f\x7f-\x9f\\"<>^`{|}]""")
 
-# The file names that `openssl rehash` gives certificates. OpenSSL does not find any others in a directory.
+# The names that `openssl rehash` creates for certificates. OpenSSL does not find any others in a directory.
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 
 # A host name in NO_PROXY, possibly with a dot or wildcard (`.example.com`, `*.example.com`, `10.*`).

@@ -252,9 +252,7 @@ IMPORTS: Hints = {
     "cancel_on_sigterm": "it is in cortecs_async.signals",
     "DedicatedLLM": "use client.instance(...) and inst.langchain()",
     "CortecsException": "the base class of all errors is CortecsError",
-    "APIError HTTPError HTTPStatusError": (
-        "use APIStatusError, or RequestError for all, both in cortecs_async.errors"
-    ),
+    "APIError HTTPError HTTPStatusError": "use APIStatusError or RequestError, in cortecs_async.errors",
     "APIConnectionError ConnectError": "it is called TransportError, in cortecs_async.errors",
     "TimeoutError APITimeoutError": "it is called RequestTimeoutError, in cortecs_async.errors",
     "ValidationError": "it is called InvalidArgumentError, in cortecs_async",

@@ -96,8 +96,8 @@ class Event(enum.Enum):
         "lease.start_not_seen",
         WARNING,
         (
-            "The response to the start request for %(model)s was lost, and no instance has appeared so far. "
-            "If one still appears, the reaper or `cortecs-async sweep` releases it."
+            "The response to the start request for %(model)s was lost, and no instance has appeared yet. "
+            "If it appears later, the reaper or `cortecs-async sweep` releases it."
         ),
         "model",
     )

@@ -76,8 +76,8 @@ class StateFolder:
             parent.
 
     Raises:
-        FileNotFoundError: On entering, if it does not exist.
-        OSError: On entering, if it is not safe to use or cannot be opened or created.
+        FileNotFoundError: On entry, if it does not exist.
+        OSError: On entry, if it is not safe to use or cannot be opened or created.
     """
 
     def __init__(self, path: Path, *, create: bool = False, has_own_parent: bool = True) -> None:

@@ -34,7 +34,7 @@ class LeaseInfo:
         num_workers: Number of workers, or None while unknown.
         instance_id: Id of the instance, or None while unknown.
         source: The origin of the instance. `started`; `adopted`: started, but the response was lost and the
-            instance was found afterwards; `restarted`; or `found`: it was already running. The value is None
+            instance was found afterward; `restarted`; or `found`: it was already running. The value is None
             while unknown.
         request_id: The service's id for the start request, or None if it did not send one.
         cost: Estimated cost, set at the end of the lease, or None if no price is known, or if the instance

@@ -41,7 +41,7 @@ class SigintGuard:
         """Start handling Ctrl-C, because something must be released.
 
         Returns:
-            The guard to `release` afterwards, or None if `asyncio.run` does not handle Ctrl-C here.
+            The guard to `release` afterward, or None if `asyncio.run` does not handle Ctrl-C here.
         """
         if threading.current_thread() is not threading.main_thread():
             return None

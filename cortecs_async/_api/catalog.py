@@ -75,7 +75,7 @@ class HardwareConfig:
 
     @property
     def max_context_length(self) -> int | None:
-        """The longest context on this hardware, in tokens, or None if the service does not return it.
+        """The maximum context length on this hardware, in tokens, or None if the service does not return it.
 
         It is taken from `--max-model-len` or the older `max_context_length` in `params`. The value can also
         be text (`"32768"`).

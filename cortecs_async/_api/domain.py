@@ -41,7 +41,7 @@ class InstanceArgs:
         model_id: The model in the service's spelling (`org--name`).
         hardware_type_id: The GPU set of each worker, such as `NVIDIA_H100_1`.
         billing_interval: `per_minute` or `per_hour`.
-        context_length: The longest context, in tokens.
+        context_length: Maximum context length, in tokens.
         num_workers: The number of workers, 1 to 8. 1 if the service does not return it: no documented
             response contains this field.
 

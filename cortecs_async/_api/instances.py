@@ -57,7 +57,7 @@ class Instances(InstanceRequests):
 
         Raises:
             InvalidArgumentError: if the id is invalid. No request is sent.
-            BadRequestError: or `NotFoundError`, if the instance does not exist.
+            BadRequestError, NotFoundError: if the instance does not exist.
             RequestError: for any other failure.
 
         Example:
@@ -83,9 +83,10 @@ class Instances(InstanceRequests):
         Args:
             model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
-            context_length: The longest context, in tokens. Default: 32,000, or the model's maximum on this
-                hardware if that is less.
-            num_workers: 1 to 8. Default: 1. Each has its own GPU set and is billed for it.
+            context_length: Maximum context length, in tokens. Default: 32,000, or the model's maximum on
+                this hardware if that is less.
+            num_workers: Number of workers, 1 to 8. Default: 1. Each worker has its own GPU set and is billed
+                for it.
             billing_interval: `per_minute` (default) or `per_hour`.
 
         Raises:
@@ -255,7 +256,7 @@ class Instances(InstanceRequests):
 
         Args:
             instance_id: The id of the instance.
-            timeout: Longest time to wait. Default: 15 minutes. Pass None to disable the limit.
+            timeout: Maximum time to wait. Default: 15 minutes. Pass None to disable the limit.
             on_progress: A function called with a `Progress` at every change. It can be async.
 
         Raises:
@@ -288,29 +289,30 @@ class Instances(InstanceRequests):
     ) -> Instance:
         """Return a running instance with these arguments. Start one if there is none.
 
-        A running instance is preferred, then a pending one, then a stopped one, which is restarted. This
-        returns when the instance is running and has a `base_url`. It keeps running and is billed until you
-        release it.
+        A running instance is preferred, then a pending one, then a stopped one, which is restarted. The
+        method returns when the instance is running and has a `base_url`. The instance keeps running and is
+        billed until you release it.
 
-        An argument you leave out stands for the model's default, as for `start`, when instances are compared
-        too. Parallel calls on one client for the same model run one after the other, so two calls do not
-        start two instances.
+        If you leave out an argument, the model's default applies: only instances with that value match, and a
+        new instance is started with it. Parallel calls on one client for the same model run one after the
+        other, so two calls do not start two instances.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
-            context_length: The longest context, in tokens. Default: as for `start`.
-            num_workers: 1 to 8. Default: 1. Each has its own GPU set and is billed for it.
+            context_length: Maximum context length, in tokens. Same default as in `start`.
+            num_workers: Number of workers, 1 to 8. Default: 1. Each worker has its own GPU set and is billed
+                for it.
             billing_interval: `per_minute` (default) or `per_hour`.
-            timeout: Longest time to wait until the instance is running. Default: 15 minutes. Pass None to
+            timeout: Maximum time to wait until the instance is running. Default: 15 minutes. Pass None to
                 disable the limit.
             on_progress: A function called with a `Progress` at every change. It can be async.
 
         Raises:
             InvalidArgumentError: if an argument is invalid. No request is sent.
-            LifecycleError: as for `wait_until_running`. The instance is not changed. The error contains its
-                id.
-            RequestError: as for `start`.
+            LifecycleError: the same errors as `wait_until_running`. The instance is not changed. The error
+                contains its id.
+            RequestError: the same errors as `start`.
 
         Example:
             instance = await client.instances.ensure("meta-llama/Llama-3.1-8B-Instruct")

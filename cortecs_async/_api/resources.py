@@ -90,7 +90,7 @@ class Models:
 
         Raises:
             InvalidArgumentError: if the id is invalid. No request is sent.
-            BadRequestError: or `NotFoundError`, if the service does not have the model.
+            BadRequestError, NotFoundError: if the service does not have the model.
             RequestError: for any other failure.
 
         Example:

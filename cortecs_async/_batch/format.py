@@ -308,7 +308,7 @@ def _shorten(value: Any) -> str:
 
 
 class LineError(ValueError):
-    """A line is invalid. The message gives the reason."""
+    """A line is invalid. The message states the reason."""
 
 
 def decode(data: bytes) -> str:

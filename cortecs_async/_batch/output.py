@@ -120,7 +120,7 @@ class Output:
 
         Raises:
             BatchWriteError: The lines could not be written, and the file contains none of them. Or another
-                program has changed the file. Then the lines are in the file given in the error.
+                program has changed the file. Then the lines are in the file named in the error.
         """
         texts = list(lines)
         data = b"".join(texts)

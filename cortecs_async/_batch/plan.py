@@ -60,7 +60,7 @@ class BatchPlan:
         max_completion_tokens: Upper bound of the completion tokens of the whole input, without retries. An
             answer without a limit counts as the whole context. The value is None if the context length or the
             number of answers is unknown.
-        left_completion_tokens: The same bound for the requests still to send.
+        left_completion_tokens: Upper bound of the completion tokens of the requests still to send.
         unlimited_answers: Number of answers whose requests do not set a limit.
         longest_line: The line of the request with the longest prompt and answer. The prompts in a list
             are counted separately.
@@ -73,7 +73,7 @@ class BatchPlan:
         num_workers: Number of workers per instance.
         price_per_minute: List price of all instances and workers, in `currency`, or None if unknown.
         balance: The account's balance, in `balance_currency`, or None if it was not fetched.
-        currency: The currency of the price, as given in the price list.
+        currency: The currency of the price, from the price list.
         balance_currency: The currency of the balance, as reported by the account.
 
     Example:

@@ -248,7 +248,7 @@ class AnswerCounter:
     resumed: int
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    # Time, lines and completion tokens in the last seconds.
+    # Time, lines, and completion tokens in the last seconds.
     _recent: deque[tuple[float, int, int]] = field(factory=deque)
 
     def add(self, now: float, lines: Sequence[AnswerLine]) -> None:

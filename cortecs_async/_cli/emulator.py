@@ -41,7 +41,7 @@ def _group_models(
     for name, hardware, length in values:
         known = models.get(name, {})
         if known is None or hardware in known or (known and not hardware):
-            raise click.BadParameter(f'model "{name}" is given twice for the same hardware')
+            raise click.BadParameter(f'model "{name}" is specified twice for the same hardware')
         models[name] = {**known, hardware: length} if hardware else None
     return models
 

@@ -1,4 +1,4 @@
-"""`cortecs-async ls`, `show`, `stop` and `rm`: manage the instances in the account."""
+"""`cortecs-async ls`, `show`, `stop`, and `rm`: manage the instances in the account."""
 
 from __future__ import annotations
 

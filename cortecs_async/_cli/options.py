@@ -92,7 +92,7 @@ def start_options(command: F) -> F:
     def with_hardware(*args: Any, hardware: str | None, hardware_type: str | None, **options: Any) -> object:
         if hardware and hardware_type and hardware != hardware_type:
             raise click.UsageError(
-                f'hardware is given twice: "{hardware}" and "{hardware_type}". Pass it once.'
+                f'hardware is specified twice: "{hardware}" and "{hardware_type}". Pass it once.'
             )
         return command(*args, hardware=hardware or hardware_type, **options)
 

@@ -128,7 +128,7 @@ async def _report(client: AsyncCortecs, instance: Instance, timeout: float | Non
     instance_id = instance.instance_id
     print_note(
         f"{instance_id} is billed until you stop it: cortecs-async stop {instance_id}\n"
-        "(`cortecs-async run`, `batch` and `start --max-lifetime` stop instances for you.)"
+        "(`cortecs-async run`, `batch`, and `start --max-lifetime` stop instances for you.)"
     )
     if not as_json:
         _print(instance, as_json=False)  # before the wait, which may be interrupted

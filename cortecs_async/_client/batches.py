@@ -78,20 +78,20 @@ class BatchMethods:
                 cannot be compressed, and no other program may change it while the batch runs.
             model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
-            context_length: The longest context, in tokens. Default: as for `instance`.
-            num_workers: 1 to 8, for each instance. Default: 1.
+            context_length: Maximum context length, in tokens. Same default as in `instance`.
+            num_workers: Number of workers of each instance, 1 to 8. Default: 1.
             billing_interval: `per_minute` (default) or `per_hour`.
-            start_timeout: Longest time until an instance is usable. Default: 15 minutes.
-            teardown_timeout: Longest time for the release of an instance. Default: 2 minutes.
-            max_lifetime: Longest time from the start request of each instance to its release. Default: no
-                limit.
-            max_cost: Limit on the total cost of all instances, in the account's currency, divided equally
+            start_timeout: Maximum time to wait for an instance to become usable. Default: 15 minutes.
+            teardown_timeout: Maximum time to release an instance, including retries. Default: 2 minutes.
+            max_lifetime: Maximum lifetime of each instance, from the start request to the release. Default:
+                no limit.
+            max_cost: Maximum total cost of all instances, in the account's currency. It is divided equally
                 among them. Default: no limit.
             instances: How many instances to use, at most one per request. Default: 1. If one is lost, the
                 others take over its requests.
             concurrency: Requests to send in parallel to each instance. `auto` (default) finds the best
                 number.
-            request_timeout: Longest time for one attempt of a request. Default: 10 minutes.
+            request_timeout: Timeout for each attempt of a request. Default: 10 minutes.
             max_retries: Retries of a request that fails while the endpoint answers others, or whose response
                 has a success status but contains an error. Default: 5. Timeouts, rejections, and requests
                 that may crash the server have separate limits: see docs/batch.md.
@@ -103,18 +103,18 @@ class BatchMethods:
             max_tokens: Maximum tokens of each answer, for requests that set no limit.
             temperature: The temperature for requests that set none.
             api_key: Your inference API key (not the provisioning credentials). Default: CORTECS_API_KEY,
-                OPENAI_API_KEY, or the key in your profile, as for `openai_kwargs`.
+                OPENAI_API_KEY, or the key in your profile, as in `openai_kwargs`.
             transport: The library that sends the requests to the instances: `auto` (default), `aiohttp`, or
                 `httpx`. `auto` uses aiohttp if it is installed (the extra `aiohttp`). It uses httpx on trio,
                 without aiohttp, through a proxy that is not plain http://, or if the client has an
-                `http_client`, which then sends these requests too.
+                `http_client`, which then also sends these requests.
             on_progress: A function called with a `BatchProgress` several times a second. It can be async. If
                 it raises, the batch ends.
             on_provisioning: A function called with a `Progress` at every change while an instance starts.
 
         Raises:
-            BatchFileError: if a file is invalid, with the line. Nothing was started, unless the input was
-                changed or removed while the batch was running.
+            BatchFileError: if a file is invalid. `line` is the line number. Nothing was started, unless the
+                input was changed or removed while the batch was running.
             InvalidArgumentError: if another argument is invalid. Nothing was started.
             ConfigurationError: if there is no key, the transport is not available, or the input needs the
                 `zstd` extra. Nothing was started.
@@ -125,8 +125,8 @@ class BatchMethods:
                 three minutes (plus `Retry-After`), or times out for most requests.
             LeaseExpiredError: if the last instance reaches `max_lifetime` or its share of `max_cost` before
                 the work is done.
-            TeardownError: if the release of any instance fails.
-            CortecsError: as for `instance`, if it affects the last instance.
+            TeardownError: if any instance is not released within `teardown_timeout`.
+            CortecsError: the same errors as `instance`, if they affect the last instance.
 
         Example:
             report = await client.run_batch(
@@ -201,22 +201,22 @@ class BatchMethods:
         completion tokens is an upper bound: see `BatchPlan`.
 
         Args:
-            input: The file of requests, as for `run_batch`.
-            output: The file for the answers, as for `run_batch`. It is not changed.
+            input: The file of requests, as in `run_batch`.
+            output: The file for the answers, as in `run_batch`. It is not changed.
             model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
-            context_length: The longest context, in tokens. Default: as for `instance`.
-            num_workers: 1 to 8, for each instance. Default: 1.
+            context_length: Maximum context length, in tokens. Same default as in `instance`.
+            num_workers: Number of workers of each instance, 1 to 8. Default: 1.
             instances: How many instances to use. Default: 1.
             retry_failed: If True, retry requests whose output line is an error.
             override_model: If True, use `model_id` even for requests that specify a different one.
-            text: As for `run_batch`.
-            system: As for `run_batch`.
-            max_tokens: As for `run_batch`.
-            temperature: As for `run_batch`.
+            text: Same as in `run_batch`.
+            system: Same as in `run_batch`.
+            max_tokens: Same as in `run_batch`.
+            temperature: Same as in `run_batch`.
 
         Raises:
-            BatchFileError: if a file is invalid, with the line.
+            BatchFileError: if a file is invalid. `line` is the line number.
             InvalidArgumentError: if the model does not run on the hardware, or the context length is too
                 long.
             RequestError: if the service cannot be reached or does not have the model.

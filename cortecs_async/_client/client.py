@@ -56,13 +56,13 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
     client. In a different event loop or thread, or in a second `asyncio.run`, its methods raise
     `ConfigurationError`.
 
-    A duration is a number of seconds, a `timedelta`, or a string such as "90s", "15m" or "1h30m".
+    A duration is a number of seconds, a `timedelta`, or a string such as "90s", "15m", or "1h30m".
 
     Args:
         client_id: Your client id. Default: the environment variable CORTECS_CLIENT_ID.
         client_secret: Your client secret. Default: the environment variable CORTECS_CLIENT_SECRET.
-        timeout: Longest time for one attempt of a request, from waiting for a connection to the last byte of
-            the response. Default: 30 seconds. Polls and releases start with shorter timeouts: 3, 6, 12, ...
+        timeout: Timeout for each attempt of a request, from waiting for a connection to the last byte of the
+            response. Default: 30 seconds. Polls and releases start with shorter timeouts: 3, 6, 12, ...
             seconds.
         max_retries: Retries after the first attempt of a request. Default: 5. Short for
             `RetryPolicy(max_retries=...)`.
@@ -100,8 +100,8 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
             `base_url` of instances. This exposes your credentials and API keys to the network.
 
     Crash safety and telemetry:
-        journal: The record of your start requests, which `sweep` reads if the reaper died too. `auto`
-            (default), `required` (raises `JournalError` if it cannot be written), or `off`.
+        journal: The record of your start requests, which `sweep` reads if your program and the reaper
+            both died. `auto` (default), `required` (raises `JournalError` if it cannot be written), or `off`.
         state_dir: The directory of the journals. Default: the environment variable CORTECS_STATE_DIR, or your
             user's state directory if it is not set. The directory must belong to your user and must not be
             writable by others. It is created if it does not exist. In a container, use a directory on a
@@ -120,7 +120,7 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
 
     Raises:
         ConfigurationError: if the base URL is invalid or insecure, settings contradict each other, or the
-            config file cannot be used. Missing credentials raise `MissingCredentialsError` later: on entering
+            config file cannot be used. Missing credentials raise `MissingCredentialsError` later: on entry to
             `async with`, or in the first call that needs them.
     """
 

@@ -56,24 +56,25 @@ class LeaseMethods:
             model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: The GPU set of each worker, such as `NVIDIA_H100_1`. Default: the model's
                 `recommended_config`.
-            context_length: The longest context, in tokens. Default: 32,000, or the model's maximum on this
-                hardware if that is less.
-            num_workers: 1 to 8. Default: 1. Each worker has its own GPU set and is billed for it. The block
-                begins when the first worker is running.
+            context_length: Maximum context length, in tokens. Default: 32,000, or the model's maximum on
+                this hardware if that is less.
+            num_workers: Number of workers, 1 to 8. Default: 1. Each worker has its own GPU set and is billed
+                for it. The block begins when the first worker is running.
             billing_interval: `per_minute` (default) or `per_hour`.
-            start_timeout: Longest time from entering the block until the instance is usable. Default: 15
-                minutes.
-            teardown_timeout: Longest time for the release, including retries. Default: 2 minutes.
+            start_timeout: Maximum time to wait for the instance to become usable, from entering the block.
+                Default: 15 minutes.
+            teardown_timeout: Maximum time to release the instance, including retries. Default: 2 minutes.
             on_exit: What happens when you leave the block. `delete` (default) stops and deletes the instance.
                 `stop` ends its billing and keeps it for a restart. `keep` leaves it **running and billed**.
                 If entering fails, the instance is always deleted.
-            reuse: If True, use a matching instance if there is one, as `instances.ensure` does. Afterwards,
-                the instance is left as it was found: running, or stopped again.
-            max_lifetime: Longest time from the start request to the release. Then the block is cancelled, the
-                instance is released, and `LeaseExpiredError` is raised. If your code blocks the event loop,
-                the reaper releases the instance a few seconds later. Default: no limit.
-            max_cost: The same limit as an amount in the account's currency, calculated from the list price in
-                whole billing intervals. Default: no limit.
+            reuse: If True, use a matching instance if there is one, as `instances.ensure` does. When the
+                block ends, a reused instance returns to its previous state: running or stopped.
+            max_lifetime: Maximum lifetime of the instance, from the start request to the release. When it is
+                reached, the block is cancelled, the instance is released, and `LeaseExpiredError` is raised.
+                If your code blocks the event loop, the reaper releases the instance a few seconds later.
+                Default: no limit.
+            max_cost: Maximum cost of the instance, in the account's currency. It is calculated from the list
+                price, in whole billing intervals. Default: no limit.
             on_loss: What to do if the instance stops or disappears during the block. `cancel` (default) ends
                 the block with `InstanceLostError`. `ignore` keeps the block running.
             on_progress: A function called with a `Progress` at every change while the instance starts. It can
@@ -87,16 +88,16 @@ class LeaseMethods:
             InvalidArgumentError: if an argument is invalid. No request is sent.
             ConfigurationError: if there are no credentials, or no key with `require_key=True`. No request is
                 sent.
-            RequestError: on entering, if the service rejects the start request or cannot be reached.
-            LifecycleError: on entering, if the instance fails or is not usable in time.
-            PriceUnknownError: on entering, if `max_cost` needs a price that the service does not return.
-            GuardError: or `JournalError`, on entering, if a required reaper or journal does not work. Nothing
-                was started.
-            AmbiguousStartError: on entering, if the response to the start request was lost and several
+            RequestError: on entry, if the service rejects the start request or cannot be reached.
+            LifecycleError: on entry, if the instance fails or is not usable in time.
+            PriceUnknownError: on entry, if `max_cost` needs a price that the service does not return.
+            GuardError: on entry, if the reaper is required but does not work. Nothing was started.
+            JournalError: on entry, if the journal is required but does not work. Nothing was started.
+            AmbiguousStartError: on entry, if the response to the start request was lost and several
                 instances could be yours.
-            InstanceLostError: on leaving, if the instance stopped or disappeared during the block.
-            LeaseExpiredError: on leaving, if `max_lifetime` or `max_cost` was reached.
-            TeardownError: on leaving, if the release fails within `teardown_timeout`.
+            InstanceLostError: on exit, if the instance stopped or disappeared during the block.
+            LeaseExpiredError: on exit, if `max_lifetime` or `max_cost` was reached.
+            TeardownError: on exit, if the instance is not released within `teardown_timeout`.
 
         Example:
             async with client.instance("meta-llama/Llama-3.1-8B-Instruct", max_cost=5.0) as inst:
@@ -132,15 +133,15 @@ class LeaseMethods:
 
         Args:
             instance_id: The id of the instance.
-            start_timeout: Longest time from entering the block until the instance is usable. Default: 15
-                minutes.
-            on_loss: `cancel` (default) or `ignore`, as for `instance`.
-            on_progress: As for `instance`.
+            start_timeout: Maximum time to wait for the instance to become usable, from entering the block.
+                Default: 15 minutes.
+            on_loss: `cancel` (default) or `ignore`, as in `instance`.
+            on_progress: Same as in `instance`.
 
         Raises:
             InvalidArgumentError: if the id is invalid. No request is sent.
-            BadRequestError: or `NotFoundError`, on entering, if there is no such instance.
-            StartFailedError: on entering, if the instance is stopped.
+            BadRequestError, NotFoundError: on entry, if there is no such instance.
+            StartFailedError: on entry, if the instance is stopped.
 
         Example:
             async with client.attach(instance_id) as inst:
@@ -183,23 +184,24 @@ class LeaseMethods:
         Args:
             model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
-            context_length: The longest context, in tokens. Default: as for `instance`.
-            num_workers: 1 to 8. Default: 1.
+            context_length: Maximum context length, in tokens. Same default as in `instance`.
+            num_workers: Number of workers, 1 to 8. Default: 1.
             billing_interval: `per_minute` (default) or `per_hour`.
-            start_timeout: Longest time until the instance is usable. Default: 15 minutes.
-            teardown_timeout: Longest time to release an instance that does not become usable. Default: 2
-                minutes.
-            max_lifetime: Longest time from the start request to the release. Default: no limit.
-            max_cost: The same limit as an amount in the account's currency. Default: no limit.
-            on_progress: As for `instance`.
-            require_key: As for `instance`.
+            start_timeout: Maximum time to wait for the instance to become usable. Default: 15 minutes.
+            teardown_timeout: Maximum time to release an instance that does not become usable, including
+                retries. Default: 2 minutes.
+            max_lifetime: Maximum lifetime of the instance, from the start request to the release. Default:
+                no limit.
+            max_cost: Maximum cost of the instance, in the account's currency. Default: no limit.
+            on_progress: Same as in `instance`.
+            require_key: Same as in `instance`.
 
         Returns:
             A handle that other processes can use and pass to `release`.
 
         Raises:
             InvalidArgumentError: if an argument is invalid. No request is sent.
-            CortecsError: if the instance does not become usable, as when entering `instance(...)`. The
+            CortecsError: if the instance does not become usable: the same errors as `instance` on entry. The
                 instance is deleted.
 
         Example:
@@ -232,7 +234,7 @@ class LeaseMethods:
 
         Args:
             handle: The handle from `acquire`, or the id of an instance.
-            teardown_timeout: Longest time for the release, including retries. Default: 2 minutes.
+            teardown_timeout: Maximum time to release the instance, including retries. Default: 2 minutes.
 
         Raises:
             InvalidArgumentError: if `handle` is not a handle or an id, or belongs to another account.

@@ -28,7 +28,7 @@ class RecoveryMethods:
         """Check your setup: credentials, inference API key, service, token, clock, journal, and reaper.
 
         This does not start anything billable. Each check takes at most 20 seconds. Problems are returned, not
-        raised. Missing credentials are reported too if you call this on a client you have not entered.
+        raised. If you call this on a client you have not entered, missing credentials are also reported.
 
         Returns:
             One `Finding` for each check.
@@ -51,8 +51,8 @@ class RecoveryMethods:
             dry_run: If True, only report what a sweep would release.
             force: If True, also release instances that a reaper is still trying to release, for example with
                 a client secret that was rotated. This is safe even while the reaper is working. Instances of
-                running processes are not touched, except any they failed to release.
-            timeout: Longest time for the whole sweep. Default: 330 seconds, which is long enough to settle a
+                running processes are left alone, unless the process tried to release them and failed.
+            timeout: Maximum time for the whole sweep. Default: 330 seconds, which is long enough to settle a
                 start that was just sent. Anything unfinished by then is reported as `left` or `unsettled`.
 
         Returns:

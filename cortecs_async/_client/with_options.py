@@ -136,7 +136,7 @@ class CallMethods:
         Options you leave out keep the client's values.
 
         Args:
-            timeout: Longest time for one attempt.
+            timeout: Timeout for each attempt of a request.
             max_retries: Retries after the first attempt. Pass 0 to disable retries.
             retry_policy: When and how often to repeat failed requests.
             headers: Headers to send. They are added to the client's `default_headers` and replace any with
@@ -167,17 +167,17 @@ class CallMethods:
         json: Mapping[str, Any] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Response:
-        """Send any request to the service, with the client's token, retries and errors.
+        """Send any request to the service, with the client's token, retries, and errors.
 
         Use it for endpoints and fields that this client does not support. A POST or PATCH is retried only if
         the service definitely did not process it, unless it stops or restarts instances, which can be
         repeated safely. All other methods can be retried.
 
         Args:
-            method: GET, POST, PUT, PATCH or DELETE.
+            method: GET, POST, PUT, PATCH, or DELETE.
             path: The path below the API base URL, such as `/instances/`.
-            json: The body.
-            params: The query.
+            json: The body of the request, sent as JSON.
+            params: The query parameters of the URL.
 
         Raises:
             InvalidArgumentError: if an argument is invalid, or the request would start an instance: use

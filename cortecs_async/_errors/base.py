@@ -41,7 +41,7 @@ class ConfigurationError(CortecsError, ValueError):
     Why: A client argument, an environment variable, a profile, or a package is missing or invalid. For
     example, the base URL uses plain http. Nothing was started.
 
-    What to do: Change the setting given in the message. `client.diagnose()` and `cortecs-async doctor` check
+    What to do: Change the setting named in the message. `client.diagnose()` and `cortecs-async doctor` check
     your setup.
 
     Example:
@@ -84,7 +84,7 @@ class InvalidArgumentError(CortecsError, ValueError):
 
     Why: Its value has the wrong type, is out of range, or contradicts another argument. No request was sent.
 
-    What to do: Correct the argument given in the message.
+    What to do: Correct the argument named in the message.
 
     Example:
         try:
@@ -167,7 +167,7 @@ class BatchFileError(InvalidArgumentError):
     Why: The file is missing, a line is invalid, or the output belongs to another batch. Nothing was started,
     unless the input changed while the batch was running.
 
-    What to do: Correct the line given in the message, or choose a different output file.
+    What to do: Correct the line named in the message, or choose a different output file.
 
     Attributes:
         path: The path of the file.

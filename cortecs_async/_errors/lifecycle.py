@@ -8,7 +8,7 @@ from .base import CortecsError
 class LifecycleError(CortecsError):
     """An instance could not be started, used, or released.
 
-    Why: The message gives the instance and the cause. The subclass tells you which step failed.
+    Why: The message names the instance and states the cause. The subclass tells you which step failed.
 
     What to do: Follow the advice for the subclass. `cortecs-async show ID` prints the status of the instance.
 
@@ -48,7 +48,8 @@ class StartTimeoutError(LifecycleError, TimeoutError):
     """The instance was not running in time.
 
     Why: Starting took longer than `start_timeout`, or made no progress for the `stall_timeout` of the
-    `PollPolicy`. A lease deletes the instance; `wait_until_running` does not. This is also a `TimeoutError`.
+    `PollPolicy`. A lease deletes the instance; `wait_until_running` does not. `StartTimeoutError`
+    is also a `TimeoutError`.
 
     What to do: Increase `start_timeout`, or try a different hardware type. Large models take longer.
 
@@ -113,8 +114,8 @@ class InstanceLostError(LifecycleError):
 class LeaseExpiredError(LifecycleError, TimeoutError):
     """The lease reached `max_lifetime` or `max_cost`.
 
-    Why: Your block took longer than the limit allows. It was cancelled, and the instance was deleted. This
-    is also a `TimeoutError`.
+    Why: Your block took longer than the limit allows. It was cancelled, and the instance was deleted.
+    `LeaseExpiredError` is also a `TimeoutError`.
 
     What to do: Raise the limit, or split the work into several blocks.
 

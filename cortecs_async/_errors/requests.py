@@ -10,7 +10,7 @@ from .base import CortecsError
 class RequestError(CortecsError):
     """A request to the service failed.
 
-    Why: The message gives the request and the cause. The subclass tells you whether a response arrived.
+    Why: The message states the request and the cause. The subclass tells you whether a response arrived.
 
     What to do: If `outcome_unknown` is true, check what the request did before you send it again.
 
@@ -59,7 +59,7 @@ class RequestTimeoutError(TransportError, TimeoutError):
     """No response arrived in time.
 
     Why: The service or the network is slow, or the service stayed busy until a start request timed out.
-    Requests that are safe to repeat were retried. This is also a `TimeoutError`.
+    Requests that are safe to repeat were retried. `RequestTimeoutError` is also a `TimeoutError`.
 
     What to do: Try again later, or increase `timeout` or `start_timeout`.
 
@@ -216,8 +216,8 @@ class NotFoundError(APIStatusError):
 
     Why: The id has a typo, or the instance was deleted. The service may also return 400 for an unknown id.
 
-    What to do: Look the id up with `client.instances.list()` or `client.models.list()`. Catch
-    `BadRequestError` too.
+    What to do: Look the id up with `client.instances.list()` or `client.models.list()`. Also
+    catch `BadRequestError`.
 
     Example:
         try:
@@ -253,7 +253,7 @@ class UnprocessableEntityError(APIStatusError):
     Why: An argument has a value that the service does not accept. If this was a start request, nothing was
     started.
 
-    What to do: Correct the value given in the message. `body` may contain details.
+    What to do: Correct the value named in the message. `body` may contain details.
 
     Example:
         try:

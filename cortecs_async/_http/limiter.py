@@ -30,7 +30,7 @@ class PriorityLimiter:
         self._queues: dict[Priority, deque[anyio.Event]] = {priority: deque() for priority in self._limits}
 
     async def acquire(self, priority: Priority) -> None:
-        """Wait for a slot. Call `release` afterwards."""
+        """Wait for a slot. Call `release` afterward."""
         if priority is Priority.POLL:
             return
         if self._busy < self._limits[priority]:

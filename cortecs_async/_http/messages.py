@@ -117,7 +117,7 @@ _FIXED_PATHS = frozenset({
     "/user/balance",
 })  # fmt: skip
 
-# Hints used only if the service does not give a reason.
+# Hints used only if the service does not state a reason.
 _VAGUE_HINTS = frozenset({400, 404, 422})
 
 

@@ -1,1 +1,1 @@
-"""`async with client.instance(...)`: start, watch, use and release one instance."""
+"""`async with client.instance(...)`: start, watch, use, and release one instance."""

@@ -149,7 +149,7 @@ class Endpoint:
         `InvalidArgumentError`.
 
         Args:
-            api_key: Your inference API key. Default: as for `openai_kwargs`.
+            api_key: Your inference API key. Same default as in `openai_kwargs`.
             **options: Passed to `AsyncOpenAI`.
 
         Raises:
@@ -184,7 +184,7 @@ class Endpoint:
         second `asyncio.run` that uses the URL fails, and closing one object closes them all.
 
         Args:
-            api_key: Your inference API key. Default: as for `openai_kwargs`.
+            api_key: Your inference API key. Same default as in `openai_kwargs`.
             **options: Passed to `ChatOpenAI`.
 
         Raises:
@@ -234,7 +234,7 @@ class Endpoint:
         Use `async with model:` to close its connections.
 
         Args:
-            api_key: Your inference API key. Default: as for `openai_kwargs`.
+            api_key: Your inference API key. Same default as in `openai_kwargs`.
             **options: Passed to `OpenAIChatModel`.
 
         Raises:

@@ -30,7 +30,7 @@ class InstanceHandle(Endpoint):
         account: A fingerprint of the account.
         expires_at: Unix time in seconds at which the instance is released automatically, or None if it never
             expires.
-        allow_insecure_http: Whether `base_url` may be plain http on another machine, as for `AsyncCortecs`.
+        allow_insecure_http: Whether `base_url` may be plain http on another machine, as in `AsyncCortecs`.
 
     Raises:
         InvalidArgumentError: if an attribute has the wrong type, or `base_url` is not safe to send a key to.

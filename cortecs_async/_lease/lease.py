@@ -54,7 +54,7 @@ from .view import LeaseView
 from .watchdog import Watchdog
 
 _NOT_SEEN = (
-    "The response to a start request was lost, and no instance has appeared so far. If one still appears, "
+    "The response to a start request was lost, and no instance has appeared yet. If it appears later, "
     "the reaper or `cortecs-async sweep` releases it."
 )
 
@@ -190,7 +190,7 @@ class InstanceLease(LeaseView):
             InstanceLostError: if the instance stopped or disappeared, which cancelled the block, or if an
                 endpoint error ended the block and the release finds that the instance had already ended.
             LeaseExpiredError: if `max_lifetime` or `max_cost` was reached, which cancelled the block.
-            TeardownError: if the release fails within `teardown_timeout`, unless the block raised.
+            TeardownError: if the instance is not released within `teardown_timeout`, unless the block raised.
             ConfigurationError: in a different event loop than `__aenter__`. The instance is released in its
                 own event loop if that is still running, otherwise by the reaper.
         """

@@ -40,7 +40,7 @@ class LeaseOptions:
     Attributes:
         args: The arguments of the start request, from `check_start`.
         borrowed: The id of an instance to attach to, or None to start one.
-        require_key: As for `client.instance`.
+        require_key: Same as in `client.instance`.
     """
 
     args: InstanceArgs

@@ -55,7 +55,8 @@ async def start(state: LeaseState) -> None:
             f"Could not start an instance within start_timeout={options.start_timeout:g} s: the service "
             "was busy or unreachable. "
             + (
-                "One start request may have succeeded; this is being checked."
+                "One start request may have succeeded: the client, the reaper, or `cortecs-async sweep` "
+                "searches for its instance."
                 if unknown
                 else "Nothing was started."
             )

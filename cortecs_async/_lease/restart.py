@@ -24,7 +24,8 @@ async def restart(state: LeaseState, instance: Instance) -> Instance:
 
     Raises:
         RequestError: if the restart was rejected or, with `outcome_unknown`, may have worked.
-        JournalError: or `GuardError`, if a required journal or reaper is missing. Nothing was sent.
+        JournalError: if the journal is required but missing. Nothing was sent.
+        GuardError: if the reaper is required but missing. Nothing was sent.
     """
     services, instance_id = state.services, instance.instance_id
     witness = state.held.restart = RestartAttempt(disown=partial(_disown, state))

@@ -37,7 +37,7 @@ _CONTESTED_GRACE = 60.0
 # Seconds between two lists while they disagree.
 _AGREEMENT_INTERVAL = 1.0
 
-# Seconds to search for the instance of an earlier start request on leaving a block, if there is a candidate.
+# Seconds to search for the instance of an earlier start request on exit, if there is a candidate.
 _LATE_SEARCH = 30.0
 
 

@@ -81,7 +81,8 @@ class Starter:
 
         Raises:
             AmbiguousStartError: if it is unclear which instance the start request created.
-            JournalError: or `GuardError`, if a required journal or reaper is missing. Nothing was sent.
+            JournalError: if the journal is required but missing. Nothing was sent.
+            GuardError: if the reaper is required but missing. Nothing was sent.
             RequestError: if nothing was started or, with `outcome_unknown`, if that is uncertain.
         """
         self.promises.arm()

@@ -349,8 +349,7 @@ def encode(records: Iterable[Record]) -> bytes:
 def decode(data: bytes) -> list[Record]:
     """Return the records in lines.
 
-    A last line without its end is left out, because it was torn during writing. Any other unreadable line is
-    left out too, such as blocks of zeros after a power loss.
+    Leave out unreadable lines, such as a last line that is cut off, or zeros after a power loss.
     """
     return [record for record in map(_decode_line, data.split(b"\n")[:-1]) if record is not None]
 
@@ -386,8 +385,7 @@ def fold(data: bytes) -> JournalState:
 def is_torn(rest: bytes) -> bool:
     """Return whether the end of a journal, after its last line, is a partly written record.
 
-    A process died while writing the record, or a power loss left zeros in place of its end. The process has
-    not acted on the record. Also return True if there is no partial record.
+    A crash or power loss cut it off before the process acted on it. Also True without a partial record.
     """
     return _begins_like(rest, _RECORD_START)
 

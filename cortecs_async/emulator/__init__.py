@@ -31,6 +31,6 @@ __all__ = [
     "serve_emulator",
 ]
 
-# Tracebacks, reprs and pickles show the public nameinstead of a private module.
+# Tracebacks, reprs, and pickles show the public name instead of a private module.
 for _public in (Emulator, Fault, LedgerEntry, RequestRecord, run_emulator, serve_emulator):
     _public.__module__ = __name__

@@ -1,4 +1,4 @@
-"""The emulated account: its instances, tokens, capacity and bill.
+"""The emulated account: its instances, tokens, capacity, and bill.
 
 Synchronous and not thread-safe: the caller must hold a lock. Methods that need the time take it as `now`.
 """

@@ -1,4 +1,4 @@
-"""The emulator's own models, hardware and prices. All figures are invented."""
+"""The emulator's own models, hardware, and prices. All figures are invented."""
 
 import re
 from collections.abc import Iterable, Mapping

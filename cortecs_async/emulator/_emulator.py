@@ -61,8 +61,8 @@ class Emulator(Controls):
         list_lag: How far the list of instances lags, in seconds. It shows all instances as they were then.
             If you pass several lags, they are used in turn, like replicas that disagree. The bill,
             inference, and requests that change something never lag.
-        get_lag: The same for requests for a single instance. A deleted instance is still shown for that long,
-            and a new one stays unknown for that long.
+        get_lag: How far requests for a single instance lag, in seconds. Several lags work as in `list_lag`.
+            A deleted instance is still shown, and a new one is still unknown, for that long.
         hide_stopped: If True, leave stopped instances out of the list. You can still get them by id.
         clock_skew: Seconds by which the service's clock is ahead, in all of its dates. Negative: behind.
         date_header: Whether responses have a `Date` header, taken from the service's clock. Turn it off if
@@ -169,7 +169,7 @@ class Emulator(Controls):
             status_words=dict(status_words or {}),
             error_body=error_body,
             endpoint_lag=endpoint_lag,
-            # The machine's own clock gives true dates. Any other clock gives the same dates in every run.
+            # The machine's own clock shows true dates. Any other clock shows the same dates in every run.
             epoch=clock_skew + (time.time() - time.monotonic() if clock is time.monotonic else _EPOCH),
         )
         super().__init__(settings, root_url=root_url, clock=clock, sleep=sleep)

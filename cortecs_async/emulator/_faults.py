@@ -161,8 +161,8 @@ class FaultPlan:
     def take(self, route: str | None, instance_id: str | None, body: bytes) -> Fault | None:
         """Return the fault that affects this request, if any.
 
-        At most one fault affects a request. A fault behind another still counts the request towards
-        its `skip`, but not towards its `times`.
+        At most one fault affects a request. A fault behind another still counts the request toward
+        its `skip`, but not toward its `times`.
         """
         found: Fault | None = None
         for pending in self.pending:

@@ -68,10 +68,10 @@ class BackgroundInstance(ManagedInstance):
 
     Args:
         client: The client that starts the instances. Close it after this block.
-        model_id: As for `client.instance`.
-        hardware_type_id: As for `client.instance`.
+        model_id: Same as in `client.instance`.
+        hardware_type_id: Same as in `client.instance`.
         pause: The time between a failed start and the next attempt. After a rejected start, at least 10 s.
-        **options: As for `client.instance`; see `StartOptions`.
+        **options: Same as in `client.instance`. See `StartOptions`.
 
     Raises:
         InvalidArgumentError: If `pause` is too short, or another duration is invalid.

@@ -170,7 +170,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         """Return a list of all outcomes not taken yet.
 
         Raises:
-            Exception: The same errors as from the iteration.
+            Exception: The same errors as the iteration.
 
         Example:
             async def shout(inst, items):

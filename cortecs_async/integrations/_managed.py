@@ -59,7 +59,7 @@ _MESSAGES: Mapping[Reason, str] = {
 class NotReadyError(CortecsError, RuntimeError):
     """No instance is running: not yet, or no longer.
 
-    Why: `reason` and the message give the cause, such as an instance that is still starting. You can show the
+    Why: `reason` and the message state the cause, for example that the instance is starting. You can show the
     message to users of your app, because it is one of a few fixed sentences. Do not show them `detail`, which
     contains ids and quotes the service. A traceback shows `detail` as a note.
 

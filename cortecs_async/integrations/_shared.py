@@ -76,13 +76,13 @@ class SharedInstance(ManagedInstance):
     Processes of other users cannot connect.
 
     Args:
-        model_id: As for `client.instance`.
-        hardware_type_id: As for `client.instance`.
+        model_id: Same as in `client.instance`.
+        hardware_type_id: Same as in `client.instance`.
         name: Processes with different names do not share an instance.
-        pause: As for `BackgroundInstance`.
+        pause: Same as in `BackgroundInstance`.
         linger: The time to keep the instance after the last process leaves, for servers that replace all of
             their workers at about the same time. A shutdown takes that much longer.
-        **options: As for `client.instance`; see `StartOptions`.
+        **options: Same as in `client.instance`. See `StartOptions`.
 
     Raises:
         InvalidArgumentError: If `pause` or `linger` is too short, or another duration is invalid.

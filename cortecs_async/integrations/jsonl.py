@@ -185,7 +185,7 @@ class AnswerFile:
             InvalidArgumentError: Outside the block, or if `unanswered` has not yielded the `custom_id` of the
                 outcome's item, or that item already has an answer.
             BatchWriteError: If the answer cannot be written, or another program has removed or changed the
-                file. Then all answers are in a new file given in the error.
+                file. Then all answers are in a new file named in the error.
             TypeError, ValueError: If the value is not JSON.
 
         Example:

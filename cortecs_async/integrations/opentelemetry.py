@@ -97,7 +97,9 @@ class OpenTelemetry(Telemetry):
         )
 
     def begin(self, phase: str, lease: LeaseInfo, parent: Any) -> Any:
-        """Start the span of a phase. The client calls this; override it to add to it.
+        """Start the span of a phase. The client calls this.
+
+        Override it to add your own handling.
 
         Example:
             class Logged(OpenTelemetry):
@@ -119,7 +121,9 @@ class OpenTelemetry(Telemetry):
         return begun
 
     def end(self, phase: str, lease: LeaseInfo, begun: Any, end: PhaseEnd) -> None:
-        """End the span of a phase and record its metrics. The client calls this; override it to add to it.
+        """End the span of a phase and record its metrics. The client calls this.
+
+        Override it to add your own handling.
 
         Example:
             class Logged(OpenTelemetry):
@@ -149,7 +153,9 @@ class OpenTelemetry(Telemetry):
         span.end()
 
     def retry(self, retry: RequestRetry) -> None:
-        """Count a retry of a request. The client calls this; override it to add to it.
+        """Count a retry of a request. The client calls this.
+
+        Override it to add your own handling.
 
         Example:
             class Logged(OpenTelemetry):

@@ -552,7 +552,7 @@ def _fits(instance: _Instance, sent: SentStart) -> bool:
 
 def _said_doubles(history: LeaseHistory) -> int:
     """Return how often a lease reported starting again while its first instance might still appear."""
-    return sum("still appears" in text for text in history.said)
+    return sum("appears later" in text for text in history.said)
 
 
 def _owner_name(machine: int) -> str:

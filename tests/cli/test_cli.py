@@ -188,7 +188,7 @@ def test_invalid_model_is_a_usage_error(model: str) -> None:
 def test_model_with_the_same_hardware_twice_is_a_usage_error(config: str, other: str) -> None:
     result = CliRunner().invoke(cli, ["emulator", "--model", f"org/a{config}", "--model", f"org/a{other}"])
     assert result.exit_code == 2
-    assert 'model "org/a" is given twice for the same hardware' in result.output
+    assert 'model "org/a" is specified twice for the same hardware' in result.output
 
 
 @pytest.mark.parametrize("model", ["a", "org/a=NVIDIA_H100_1:0", "org/a=NVIDIA_B200_1:8"])

@@ -254,7 +254,7 @@ class TestStart:
         for command in (["start", MODEL, HARDWARE], ["run", MODEL, HARDWARE]):
             shown = call(*command, "--hardware", "OTHER", *(["--", "true"] if command[0] == "run" else []))
             assert shown.exit_code == 2
-            assert f'hardware is given twice: "{HARDWARE}" and "OTHER"' in shown.stderr
+            assert f'hardware is specified twice: "{HARDWARE}" and "OTHER"' in shown.stderr
         assert len(slow.ledger) == 2
 
     def test_limit_is_enforced_by_a_background_process(self, served: Emulator, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ async def test_start_timeout_does_not_wait_for_the_response(world: World) -> Non
     async with world() as (emu, client):
         emu.add_fault(hang())
         began = anyio.current_time()
-        with pytest.raises(errors.RequestTimeoutError, match="this is being checked"):
+        with pytest.raises(errors.RequestTimeoutError, match="searches for its instance"):
             async with client.instance(MODEL, HARDWARE, start_timeout=10.0):
                 pytest.fail("entered")
         assert anyio.current_time() - began < 17.0

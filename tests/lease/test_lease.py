@@ -181,7 +181,7 @@ async def test_a_start_that_cannot_even_be_made_in_time(world: World, route: str
 async def test_an_answer_that_comes_after_the_deadline_still_counts(world: World) -> None:
     async with world() as (emu, client):
         emu.add_fault(Fault("delay", route="start", when="after", seconds=12.0))
-        with pytest.raises(errors.RequestTimeoutError, match="this is being checked") as caught:
+        with pytest.raises(errors.RequestTimeoutError, match="searches for its instance") as caught:
             async with client.instance(MODEL, HARDWARE, start_timeout=10):
                 pytest.fail("entered")
         assert caught.value.outcome_unknown

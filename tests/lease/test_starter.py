@@ -308,7 +308,7 @@ async def test_after_as_many_tries_as_were_asked_for_it_is_an_error(world: World
             async with client.instance(MODEL, HARDWARE):
                 pytest.fail("entered")
         assert caught.value.outcome_unknown
-        assert "no instance has appeared so far" in caught.value.__notes__[0]
+        assert "no instance has appeared yet" in caught.value.__notes__[0]
         assert routes(emu).count("start") == 2
         assert emu.ledger == ()
 
@@ -648,7 +648,7 @@ async def test_cancelled_while_it_is_looked_for_in_vain(world: World, journals: 
 async def test_the_time_to_start_is_up_while_it_is_looked_for(world: World) -> None:
     async with world(retry_policy=RetryPolicy(adoption_window=600)) as (emu, client):
         emu.add_fault(Fault("drop", route="start", when="after"))
-        with pytest.raises(errors.RequestTimeoutError, match="this is being checked"):
+        with pytest.raises(errors.RequestTimeoutError, match="searches for its instance"):
             async with client.instance(MODEL, HARDWARE, start_timeout=20):
                 pytest.fail("entered")
         assert len(emu.ledger) == 1
@@ -761,7 +761,7 @@ async def test_the_error_says_that_an_earlier_start_may_still_appear(
         with pytest.raises(errors.InsufficientBalanceError) as caught:
             async with client.instance(MODEL, HARDWARE):
                 pytest.fail("entered")
-        assert any("still appears" in note for note in caught.value.__notes__)
+        assert any("appears later" in note for note in caught.value.__notes__)
         assert emu.ledger == ()
         assert [each.state for each in await client.sweep()] == ["released"]
         assert len(emu.ledger) == 1

@@ -334,7 +334,7 @@ async def test_a_tag_that_is_not_returned_proves_nothing_once_that_is_known(
             (orphan,) = await client.sweep(timeout=400.0)
             assert (orphan.state, orphan.candidates) == ("ambiguous", emu.billing)
             assert len(emu.billing) == 1
-        assert "If one still appears" in caplog.text
+        assert "If it appears later" in caplog.text
 
 
 async def test_a_tag_that_is_not_returned_is_forgotten_for_all_starts_of_the_client(
