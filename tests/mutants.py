@@ -2485,7 +2485,7 @@ MUTANTS = [
     ),
     Mutant(
         "appends options after the end of options",
-        "_cli/runtime.py",
+        "_cli/program.py",
         'arguments.index("--") if "--" in arguments else len(arguments)',
         "len(arguments)",
         "cli/test_batch.py::test_the_command_that_continues_is_the_one_that_was_typed",

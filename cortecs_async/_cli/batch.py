@@ -40,7 +40,8 @@ from .output import (
     sanitize,
     stderr_console,
 )
-from .runtime import FAILED, command_line, quote, run_async, termination_signals
+from .program import command_line, quote
+from .runtime import FAILED, run_async, termination_signals
 
 SOME_REQUESTS_FAILED = 3
 

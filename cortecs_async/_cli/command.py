@@ -13,7 +13,8 @@ from click.shell_completion import CompletionItem
 from .global_options import GLOBAL_OPTIONS, accept_global_options, apply_global_options
 from .options import JSON
 from .output import wrap, wrap_errors
-from .runtime import exit_interrupted, remember_arguments
+from .program import remember_arguments
+from .runtime import exit_interrupted
 from .suggestions import did_you_mean, nearest
 
 Rows = Sequence[tuple[str, str]]

@@ -19,7 +19,8 @@ from ..types import Balance
 from .command import cli_command, wrap_example
 from .environment import CREDENTIALS
 from .output import count, format_money, print_nothing_left, stdout_console, wrap
-from .runtime import import_optional, program, run_async, termination_signals
+from .program import program
+from .runtime import import_optional, run_async, termination_signals
 
 if TYPE_CHECKING:
     from .. import InstanceLease

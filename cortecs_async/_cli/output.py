@@ -23,6 +23,7 @@ from .. import CortecsError, Instance, Progress
 from ..errors import APIStatusError, MissingCredentialsError
 from ..integrations.rich import ProvisioningBar
 from .options import JSON
+from .program import program
 from .wording import to_command_line
 
 T = TypeVar("T")
@@ -171,8 +172,6 @@ def help_names(*errors: CortecsError) -> tuple[str, ...]:
 
 
 def _print_help_names(names: Iterable[str]) -> None:
-    from .runtime import program  # noqa: PLC0415  (it imports this module)
-
     for name in names:
         with contextlib.suppress(OSError):
             click.secho(f"More: {program()} help {name}", dim=True, err=True)

@@ -26,7 +26,8 @@ from .output import (
     print_warning,
     start_progress,
 )
-from .runtime import quote, run_async, termination_signals
+from .program import quote
+from .runtime import run_async, termination_signals
 
 if TYPE_CHECKING:
     from .. import InstanceLease

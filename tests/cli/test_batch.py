@@ -26,7 +26,7 @@ from cortecs_async._batch import health as _health
 from cortecs_async._cli import cli
 from cortecs_async._cli.batch import _report_facts
 from cortecs_async._cli.batch_display import LineDisplay, LiveDisplay, format_duration, format_number
-from cortecs_async._cli.runtime import command_line, quote, remember_arguments
+from cortecs_async._cli.program import command_line, quote, remember_arguments
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.errors import InstanceLostError
 from cortecs_async.types import (
