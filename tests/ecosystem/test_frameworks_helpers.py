@@ -110,7 +110,7 @@ def test_options_are_passed_on() -> None:
 def test_the_key_is_the_one_for_inference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORTECS_CLIENT_SECRET", "secret")
     for make in (HANDLE.langchain, HANDLE.pydantic_ai):
-        with pytest.raises(ConfigurationError, match="no inference API key"):
+        with pytest.raises(ConfigurationError, match="No inference API key"):
             make()
     monkeypatch.setenv("OPENAI_API_KEY", "openai-key")
     assert HANDLE.langchain().root_async_client.api_key == "openai-key"

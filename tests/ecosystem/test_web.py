@@ -408,7 +408,7 @@ async def test_leases_in_generators_whose_clients_hang_up(serve: Callable[..., A
         assert len(world.emu.ledger) > 30
         await world.ends()
         log = world.log.read_text()
-        assert "was not released" not in log
+        assert "Not released" not in log
         assert "BILLED" not in log
 
 
@@ -431,7 +431,7 @@ async def test_clients_that_hang_up_while_a_worker_is_killed(
         assert (len(world.emu.ledger), world.emu.existing) == (1, ())
         # Nothing is said to be left that is not.
         log = world.log.read_text()
-        assert "was not released" not in log
+        assert "Not released" not in log
         assert "BILLED" not in log
 
 
