@@ -124,7 +124,7 @@ def sockets(session: nox.Session) -> None:
 
 @nox.session
 def proofs(session: nox.Session) -> None:
-    """Kill programs at every step, cancel them at every await, and simulate 600 random worlds."""
+    """Kill programs at every step, cancel them at every await, and simulate 400 random worlds."""
     install(session, "test-core")
     # Killed programs wait, but simulated worlds do not.
     run_pytest(session, "-m", "proofs and not nightly", processes=CORES + 1)
@@ -141,8 +141,9 @@ def oracle(session: nox.Session) -> None:
 
 # Tests of features that differ between Python versions: event loops, cancellation, signals, and imports.
 VERSION_DEPENDENT = ("tests/aio", "tests/lease", "tests/test_imports.py", "tests/test_smoke.py")
-# Slow tests of features that hardly differ.
-SKIPPED = tuple(f"--ignore=tests/{folder}" for folder in ("batch", "cli", "emulator"))
+# Tests of texts, and slow tests of features that hardly differ.
+TEXTS = tuple(f"test_{name}.py" for name in ("docstring_examples", "error_page", "mutants", "pages", "words"))
+SKIPPED = tuple(f"--ignore=tests/{each}" for each in ("batch", "cli", "emulator", *TEXTS))
 
 
 @nox.session(python=OTHERS or False)

@@ -1,6 +1,6 @@
 """Test that random worlds under random faults keep the promise: see `_simulation`.
 
-The default tier runs 80 worlds, `proofs` runs 600, and `nox -s simulate` runs 100,000. Set
+The default tier runs 80 worlds, `proofs` runs 400, and `nox -s simulate` runs 100,000. Set
 CORTECS_SIMULATIONS to the number of worlds, and CORTECS_SIMULATION_SEED for other worlds. A failed test
 prints a small world that fails. To run it again, call `simulate("asyncio", World(...))` inside
 `virtual_world()`.
@@ -43,7 +43,7 @@ from cortecs_async._recovery.promises import Promises
 from cortecs_async._recovery.records import JournalState
 from cortecs_async.emulator import Fault
 
-SIMULATIONS = int(os.environ.get("CORTECS_SIMULATIONS", "600"))
+SIMULATIONS = int(os.environ.get("CORTECS_SIMULATIONS", "400"))
 SEED = int(os.environ.get("CORTECS_SIMULATION_SEED", "0"))
 BACKENDS: tuple[Backend, ...] = ("asyncio", "trio")
 # Few enough for the timeout of a test, and for several workers to share the parts evenly.

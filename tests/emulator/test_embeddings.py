@@ -151,7 +151,7 @@ async def test_the_openai_client() -> None:
             plain = await client.embeddings.create(
                 model=MODEL, input=["Hello", "there"], encoding_format="float"
             )
-            with pytest.raises(openai.BadRequestError, match="none of them empty"):
+            with pytest.raises(openai.BadRequestError, match="None can be empty"):
                 await client.embeddings.create(model=MODEL, input="")
     assert [each.embedding for each in packed.data] == [
         pytest.approx(each.embedding, abs=1e-7) for each in plain.data
