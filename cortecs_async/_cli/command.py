@@ -187,7 +187,8 @@ class Group(click.Group):
             return super().resolve_command(ctx, args)
         from .error_help import find_error  # noqa: PLC0415  (only for a mistake)
 
-        if error := find_error(name):
+        # Not for a word such as `journal`, which `find_error` accepts too.
+        if name.lower().endswith("error") and (error := find_error(name)):
             explain = f"cortecs-async help {error.__name__}"
             raise click.UsageError(f'"{name}" is an error. To explain it, run `{explain}`.', ctx)
         raise click.UsageError(f'"{name}" is not a command.{did_you_mean(self.suggestions(name))}', ctx)

@@ -49,8 +49,8 @@ class LeaseMethods:
 
         Entering the block starts the instance and waits until it is usable. However you leave the block, the
         instance is stopped and deleted, and the block returns once the service confirms that it is gone.
-        Cancellations and timeouts cannot interrupt the release. Billing begins with the start request, before
-        the block begins.
+        Cancellations and timeouts cannot interrupt the release. Expect billing from the start request on,
+        before the block begins.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.

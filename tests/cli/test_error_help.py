@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,9 @@ def test_all_errors_are_listed() -> None:
 
 
 def test_an_error_instead_of_a_command_leads_to_its_help() -> None:
-    expected = '"teardown" is an error. To explain it, run `cortecs-async help TeardownError`.\n'
-    assert call_command("teardown").stderr.endswith(expected)
+    expected = '"teardownerror" is an error. To explain it, run `cortecs-async help TeardownError`.\n'
+    assert call_command("teardownerror").stderr.endswith(expected)
+    assert call_command("journal").stderr.endswith('"journal" is not a command.\n')
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,15 @@ def test_the_line_is_dim_on_a_terminal_only(account: Emulator) -> None:
     (line,) = more(errors.BadRequestError)
     assert f"\x1b[2m{line}" in call_command("show", "unknown", color=True).stderr
     assert f"\n{line}\n" in call_command("show", "unknown").stderr
+
+
+def test_the_line_names_the_program_as_it_was_called(
+    account: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/lib/cortecs_async/__main__.py", "show"])
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "cortecs_async", "show"])
+    last = call_command("show", "unknown").stderr.splitlines()[-1]
+    assert last == "More: python3 -m cortecs_async help BadRequestError"
 
 
 def test_several_instances_name_each_class_once(account: Emulator) -> None:
