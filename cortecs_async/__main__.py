@@ -70,7 +70,7 @@ def _open_missing_streams() -> None:
 
 
 def _discard_unwritable_errors() -> None:
-    """Discard output that standard error does not accept. Otherwise, Python would change the exit code."""
+    """Discard output that standard error does not accept. Otherwise, Python would change the exit status."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -81,7 +81,7 @@ def _fail(error: OSError) -> None:
     """Exit because output cannot be written, for example because the disk is full."""
     with contextlib.suppress(OSError):  # standard error may be gone too
         sys.stderr.write(f"Error: {error}\n")
-    # Python flushes the buffer again at exit and would fail with its own message and exit code.
+    # Python flushes the buffer again at exit and would fail with its own message and exit status.
     _discard(1)
     sys.exit(1)
 

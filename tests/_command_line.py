@@ -116,7 +116,7 @@ class Terminal:
         self._slave = self._master = -1
 
     def wait(self) -> int:
-        """Read until the program ends. Return its exit code."""
+        """Read until the program ends. Return its exit status."""
         self.until(lambda _: self.process.poll() is not None)
         while self._read(0.0):
             pass

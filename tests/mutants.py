@@ -3133,8 +3133,8 @@ MUTANTS = [
     Mutant(
         "starts a batch without a usable inference key",
         "_cli/batch.py",
-        '    """Run the batch, print how it ended, and return the exit code."""\n    check_inference_key()\n',
-        '    """Run the batch, print how it ended, and return the exit code."""\n',
+        '    """Run the batch, print how it ended, and return the status."""\n    check_inference_key()\n',
+        '    """Run the batch, print how it ended, and return the status."""\n',
         "cli/test_batch.py::test_nothing_is_started_without_a_usable_inference_key",
     ),
     Mutant(

@@ -71,7 +71,7 @@ def _parse_concurrency(value: str) -> int | str:
         "cortecs-async batch prompts.txt --text -o answers.jsonl -m org/name --max-cost 5",
     ),
     tables={
-        "Exit codes": (
+        "Exit statuses": (
             ("0", "every request has an answer"),
             ("3", "every request has a line, and some are errors"),
             ("1", "not finished; the message says how to continue"),
@@ -163,7 +163,7 @@ def _new_display() -> BatchDisplay:
 
 
 async def _batch(options: dict[str, Any], display: BatchDisplay, as_json: bool) -> int:
-    """Run the batch, print how it ended, and return the exit code."""
+    """Run the batch, print how it ended, and return the status."""
     check_inference_key()
     report: BatchReport | None = None
     # Including SIGINT, because asyncio raises the second Ctrl-C as a KeyboardInterrupt anywhere, even while

@@ -1,4 +1,4 @@
-"""The command that `cortecs-async run` runs in the foreground: its terminal, signals, and exit code."""
+"""The command that `cortecs-async run` runs in the foreground: its terminal, signals, and exit status."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class ChildProcess:
             self._restore_handlers()
 
     async def wait(self) -> int:
-        """Wait until the command exits. Return the exit code a shell would: 128 + n if signal n killed it."""
+        """Wait until the command exits. Return the status a shell would: 128 + n if signal n killed it."""
         assert self._process is not None  # noqa: S101  (for the type checker)
         assert self._tree is not None  # noqa: S101  (for the type checker)
         async with anyio.create_task_group() as tasks:

@@ -124,7 +124,7 @@ def is_hardware(word: str) -> bool:
             ("OPENAI_MODEL, CORTECS_MODEL", "the name to pass as model"),
             ("CORTECS_INSTANCE_ID", "the id of the instance"),
         ),
-        "Exit codes": (
+        "Exit statuses": (
             ("n", "the command's own; 128 + n if it was killed by signal n"),
             ("125", "the instance did not start, was lost, reached a limit, or could not be deleted"),
             ("126", "the command is not executable"),

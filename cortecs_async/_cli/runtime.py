@@ -1,4 +1,4 @@
-"""The runtime of the commands: logging, event loop, exit codes, signals, and optional packages."""
+"""The runtime of the commands: logging, event loop, exit statuses, signals, and optional packages."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _StderrHandler(logging.Handler):
 
 
 def run_async(main: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """Run a coroutine function. An SDK error becomes one message and exit code 1."""
+    """Run a coroutine function. An SDK error becomes one message and exit status 1."""
 
     async def run() -> T:
         try:

@@ -83,7 +83,7 @@ class Rehearsals:
         try:
             problem = str(json.loads(data))
         except ValueError:
-            problem = f"the check process exited without a result (exit code {code})"
+            problem = f"the check process exited without a result (exit status {code})"
         self._send({**answer, "problem": problem})
         if self._waiting:
             self.begin(*self._waiting.popleft())

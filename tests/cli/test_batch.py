@@ -1,4 +1,4 @@
-"""`cortecs-async batch`: exit codes, receipt, estimate, errors and progress."""
+"""`cortecs-async batch`: exit statuses, receipt, estimate, errors and progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `batch` ends, as a process: signals at every moment, the last lines, and exit codes."""
+"""How `batch` ends, as a process: signals at every moment, the last lines, and exit statuses."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Process:
             self._process.send_signal(number)
 
     def end(self) -> tuple[int, str, str]:
-        """Wait for the end. Return the exit code, and standard output and error without what is expected."""
+        """Wait for the end. Return the status, and standard output and error without what is expected."""
         out, err = self._process.communicate(timeout=60)
         assert not [noise for noise in NOISE if noise in err], err
         return self._process.returncode, out, err

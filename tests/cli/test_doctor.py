@@ -1,4 +1,4 @@
-"""`cortecs-async doctor`: checks, hints, versions and the exit code."""
+"""`cortecs-async doctor`: checks, hints, versions and the exit status."""
 
 from __future__ import annotations
 

@@ -300,7 +300,7 @@ async def test_a_rehearsal_that_breaks_is_a_problem(monkeypatch: pytest.MonkeyPa
 
     assert end(lambda _: "") == ""
     assert end(lambda _: "no way") == "no way"
-    assert "without a result (exit code 3)" in end(lambda _: os._exit(3))
+    assert "without a result (exit status 3)" in end(lambda _: os._exit(3))
 
 
 def test_a_child_whose_outcome_is_lost_does_not_end_the_reaper(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +317,7 @@ def test_a_child_whose_outcome_is_lost_does_not_end_the_reaper(monkeypatch: pyte
     (fd,) = rehearsals.fds
     rehearsals.cancel()
     rehearsals.end(fd)
-    assert "exited without a result (exit code unknown)" in sent[-1]["problem"]
+    assert "exited without a result (exit status unknown)" in sent[-1]["problem"]
 
 
 def test_at_most_two_rehearsals_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
