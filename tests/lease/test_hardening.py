@@ -149,8 +149,8 @@ async def test_the_wait_for_a_slot_does_not_count_toward_the_timeout(world: Worl
 @pytest.mark.sockets
 async def test_a_burst_does_not_wait_for_connections_on_its_own_time() -> None:
     async with serve_emulator() as emu:
-        async with client_of(emu, max_connections=5, max_retries=0, timeout=0.9) as client:
-            await burst(emu, client, 0.4)
+        async with client_of(emu, max_connections=5, max_retries=0, timeout=2.25) as client:
+            await burst(emu, client, 1.0)
 
 
 async def test_reuse_starts_anew_when_what_it_found_vanishes(
