@@ -178,15 +178,16 @@ def test_run_and_batch_name_the_class_below_the_error(
     poll_often(monkeypatch)
     monkeypatch.chdir(tmp_path)
     Path("in.txt").write_text("Why is the sky blue?\n")
-    with serving(capacity={HARDWARE: 0}) as served:
+    # A refused start fails at once, however slow the machine is.
+    with serving(balance=0.0) as served:
         for name, value in served.env().items():
             monkeypatch.setenv(name, value)
-        start = ["--start-timeout", "1s", "--hardware", HARDWARE]
-        done = call_command("run", *start, MODEL, "--", "echo")
+        done = call_command("run", "--hardware", HARDWARE, MODEL, "--", "echo")
         assert done.exit_code == 125
         (line,) = lines_below(done)
+        assert [line] == more(errors.InsufficientBalanceError)
         assert done.stderr.splitlines()[-1] == line
-        batch = ["batch", "in.txt", "--text", "-o", "out.jsonl", "-m", MODEL, *start]
+        batch = ["batch", "in.txt", "--text", "-o", "out.jsonl", "-m", MODEL, "--hardware", HARDWARE]
         done = call_command(*batch)
         assert done.exit_code == 1
         assert lines_below(done) == [line]
