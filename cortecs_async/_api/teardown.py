@@ -220,7 +220,7 @@ class Teardown:
                     self._note_failure(action, outcome_unknown=getattr(error, "outcome_unknown", True))
             else:
                 return
-        raise self.error("Stop it with client.instances.stop() or on cortecs.ai")
+        raise self.error("Stop it with client.instances.stop()")
 
     def error(self, advice: str) -> TeardownError:
         """Return the error of a teardown that did not reach its goal. `advice` is its last sentence."""

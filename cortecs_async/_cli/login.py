@@ -111,7 +111,7 @@ def _ask() -> tuple[str, Secret, Secret]:
             raise click.ClickException(f"Standard input is not UTF-8 text. {_NOT_STORED}") from None
         lines = [*(line.strip() for line in text.splitlines()), "", "", ""]
         return lines[0], Secret(lines[1]), Secret(lines[2])
-    click.echo("Find your credentials on your account page on cortecs.ai.", err=True)
+    click.echo("Create your credentials on your account page on cortecs.ai.", err=True)
     return (
         click.prompt("Client id", err=True).strip(),
         Secret(click.prompt("Client secret", hide_input=True, err=True).strip()),

@@ -36,7 +36,7 @@ _PHRASES: tuple[tuple[str, str], ...] = (
         r"The reaper, a background process, releases it",
         "A background process on this machine continues to delete it",
     ),
-    (r"Call `client\.sweep\(\)` in this process, or stop it", "Stop it with `cortecs-async rm --stop` or"),
+    (r"Call `client\.sweep\(\)` in this process, or delete it", "Delete it"),
     (r" or client\.sweep\(\)", ""),
     (r"`?client\.sweep\(\)`?", "`cortecs-async sweep`"),
     (r", or accept this risk with AsyncCortecs\(guard=\"off\"\)", ""),

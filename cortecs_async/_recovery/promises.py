@@ -218,7 +218,7 @@ class Promises:
             return "The reaper, a background process, releases it"
         if self.uses_journal and self.store.journal_problem is None:
             return "`cortecs-async sweep` releases it"
-        return "Call `client.sweep()` in this process, or stop it on cortecs.ai"
+        return "Call `client.sweep()` in this process, or delete it with `cortecs-async rm --stop`"
 
     def unresolved_start(self, key: str) -> UnresolvedStart:
         """Return the start request of an intent, as other processes read it from the journal."""

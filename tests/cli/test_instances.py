@@ -420,7 +420,7 @@ class TestStopAndRemove:
         assert shown.stderr.startswith(f"Error: Instance {instance_id} could not be deleted in time (")
         # Neither a reaper nor a journal of this account.
         assert shown.stderr.endswith(
-            "IT MAY STILL BE BILLED. Stop it with `cortecs-async rm --stop` or on cortecs.ai.\n"
+            "IT MAY STILL BE BILLED. Delete it with `cortecs-async rm --stop`.\n"
             "More: cortecs-async help TeardownError\n"
         )
         assert account.billing == (instance_id,)

@@ -70,8 +70,8 @@ def test_no_text_that_a_command_may_show_names_an_argument_or_a_method() -> None
             "BILLED. A background process on this machine continues to delete it.",
         ),
         (
-            "Call `client.sweep()` in this process, or stop it on cortecs.ai",
-            "Stop it with `cortecs-async rm --stop` or on cortecs.ai",
+            "Call `client.sweep()` in this process, or delete it with `cortecs-async rm --stop`",
+            "Delete it with `cortecs-async rm --stop`",
         ),
         ("Increase start_timeout, or wait", "Increase --start-timeout, or wait"),
         ("max_cost=0.1 is less", "--max-cost 0.1 is less"),
