@@ -68,6 +68,7 @@ LAZY = {
         "PhaseEnd": "_telemetry",
         "Progress": "_api.domain",
         "ProtectionMode": "_config",
+        "Ready": "_lease.options",
         "Receipt": "_lease.pricing",
         "RequestRetry": "_telemetry",
         "Response": "_client.with_options",
@@ -96,7 +97,8 @@ def lazy_getattr(public_module: str) -> Callable[[str], Any]:
 
 def _missing(public_module: str, name: str, caller: FrameType) -> Exception:
     """Return the error for a name that a public module does not have, to raise in the caller's code."""
-    from ._hints import IMPORTS, find_hint  # noqa: PLC0415  (only for an error)
+    from ._hint_tables import IMPORTS  # noqa: PLC0415  (only for an error)
+    from ._hints import find_hint  # noqa: PLC0415  (only for an error)
 
     hint = find_hint(IMPORTS, name)
     for module, names in LAZY.items():

@@ -8,6 +8,7 @@ from ._errors import AuthenticationError as AuthenticationError
 from ._errors import BadRequestError as BadRequestError
 from ._errors import BatchFileError as BatchFileError
 from ._errors import BatchWriteError as BatchWriteError
+from ._errors import CapacityTimeoutError as CapacityTimeoutError
 from ._errors import ClientClosedError as ClientClosedError
 from ._errors import ConfigurationError as ConfigurationError
 from ._errors import ConflictError as ConflictError
@@ -21,6 +22,7 @@ from ._errors import InsufficientBalanceError as InsufficientBalanceError
 from ._errors import InvalidArgumentError as InvalidArgumentError
 from ._errors import JournalError as JournalError
 from ._errors import LeaseExpiredError as LeaseExpiredError
+from ._errors import LeaseIdleError as LeaseIdleError
 from ._errors import LifecycleError as LifecycleError
 from ._errors import MissingCredentialsError as MissingCredentialsError
 from ._errors import NotFoundError as NotFoundError

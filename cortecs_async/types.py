@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ._lease.mapping import Results as Results
     from ._lease.options import OnExit as OnExit
     from ._lease.options import OnLoss as OnLoss
+    from ._lease.options import Ready as Ready
     from ._lease.pricing import Receipt as Receipt
     from ._recovery.owners import Owner as Owner
     from ._recovery.owners import OwnerKind as OwnerKind

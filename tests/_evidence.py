@@ -14,8 +14,9 @@ from _world import HARDWARE, MODEL, client_of, emulated_wall_clock
 from cortecs_async import AsyncCortecs, errors
 from cortecs_async._environment import Environment
 from cortecs_async._recovery.journal import read_journals, try_lock
+from cortecs_async._recovery.promise import Promise
 from cortecs_async._recovery.reaper import Reaper
-from cortecs_async._recovery.records import JournalState, Promise, Record
+from cortecs_async._recovery.records import JournalState, Record
 from cortecs_async._recovery.recover import reap_account
 from cortecs_async._recovery.store import PromiseStore
 from cortecs_async._secrets import Secret

@@ -286,14 +286,14 @@ MUTANTS = [
     ),
     Mutant(
         "releases an acquired instance before its deadline",
-        "_recovery/records.py",
+        "_recovery/promise.py",
         "return self.expires_at if self.held else 0.0",
         "return 0.0",
         "recovery/test_journal.py::TestJournalState::test_an_instance_handed_over_with_a_deadline_is_due_from_then_on",
     ),
     Mutant(
         "releases the candidates of an ambiguous start",
-        "_recovery/records.py",
+        "_recovery/promise.py",
         "        if self.candidates:\n            return None",
         "        if False:\n            return None",
         "recovery/test_journal.py::TestJournalState::test_an_ambiguous_promise_is_never_due",
@@ -3196,7 +3196,7 @@ MUTANTS = [
     ),
     Mutant(
         "never wakes its reaper for an instance that it has given up",
-        "_recovery/records.py",
+        "_recovery/promise.py",
         "        if self.abandoned:\n            return 0.0",
         "        if False:\n            return 0.0",
         "recovery/test_mutations.py::test_a_reaper_does_not_begin_twice_with_the_same_instance",

@@ -19,8 +19,10 @@ from _world import HARDWARE, MODEL, World, client_of
 
 import cortecs_async
 from cortecs_async import AsyncCortecs, InstanceHandle, InvalidArgumentError, PollPolicy, RetryPolicy, errors
+from cortecs_async import _hint_tables as hint_tables
 from cortecs_async import _hints as hints_module
-from cortecs_async._hints import IMPORTS, Hints, hinted
+from cortecs_async._hint_tables import IMPORTS, Hints
+from cortecs_async._hints import hinted
 from cortecs_async.emulator import serve_emulator
 from cortecs_async.integrations import dask, jsonl, rich, web
 from cortecs_async.integrations._fan_out import FanOut
@@ -185,18 +187,18 @@ def usable(client: AsyncCortecs) -> Iterator[tuple[Any, str, str]]:
         "RetryPolicy": RetryPolicy,
         "PollPolicy": PollPolicy,
     }
-    for cls, hints_by_method in hints_module._ARGUMENTS.items():
+    for cls, hints_by_method in hint_tables.ARGUMENTS.items():
         for method, hints in hints_by_method.items():
             function = getattr(methods[cls], method)
             known = {*inspect.signature(function).parameters}
             for name in {*names_in(hints), *LEASE_ARGUMENTS, *BATCH_ARGUMENTS} - known:
                 elsewhere = "client.run_batch" if cls == "BatchMethods" else "client.instance"
                 yield function, name, hints_module.explain_argument(name, hints, known, elsewhere)
-    for name in {*names_in(hints_module.START_ARGUMENTS), *LEASE_ARGUMENTS} - {*OPTIONS}:
+    for name in {*names_in(hint_tables.START_ARGUMENTS), *LEASE_ARGUMENTS} - {*OPTIONS}:
         yield (
             web.BackgroundInstance,
             name,
-            hints_module.explain_argument(name, hints_module.START_ARGUMENTS, OPTIONS),
+            hints_module.explain_argument(name, hint_tables.START_ARGUMENTS, OPTIONS),
         )
 
 
@@ -225,7 +227,7 @@ def test_every_argument_that_a_hint_names_exists(client: AsyncCortecs) -> None:
         ("max_cost", "client.instance(..., max_cost=...)"),
         ("ttl", "client.instance(..., max_lifetime=...)"),
         ("keep_alive", "client.instance(..., on_exit=...)"),
-        ("idle_timeout", "client.instance(..., max_lifetime=...)"),
+        ("idle_timeout", "client.instance(..., idle_timeout=...)"),
         ("gpu", "hardware_type_id"),
     ],
 )
@@ -433,7 +435,7 @@ def test_no_hint_is_about_a_name_that_exists() -> None:
         for each in (getattr(module, name) for name in module.__all__)
         if isinstance(each, type)
     }
-    tables: Any = (hints_module._ATTRIBUTES, hints_module._ARGUMENTS)
+    tables: Any = (hint_tables.ATTRIBUTES, hint_tables.ARGUMENTS)
     for name, hints in tables[0].items():
         if name in classes:
             # Attributes that `__init__` sets are not among these.
@@ -441,9 +443,9 @@ def test_no_hint_is_about_a_name_that_exists() -> None:
     for name, methods in tables[1].items():
         cls = AsyncCortecs if name in {"BatchMethods", "LeaseMethods"} else classes.get(name)
         for method, hints in methods.items():
-            if cls is not None and hints is not hints_module.START_ARGUMENTS:
+            if cls is not None and hints is not hint_tables.START_ARGUMENTS:
                 known = {*inspect.signature(getattr(cls, method)).parameters}
-                own = {key: text for key, text in hints.items() if key not in hints_module.START_ARGUMENTS}
+                own = {key: text for key, text in hints.items() if key not in hint_tables.START_ARGUMENTS}
                 assert names_in(own) & known == set(), (name, method)
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # From the lowest to the highest. Each imports only from lower ones, not from others in its row. A folder is
 # one unit: its modules may import each other, but not in a circle.
 ROWS: list[set[str]] = [
+    {"_hint_tables"},
     {"_display", "_extras", "_hints", "_platform", "_version"},
     {"_public"},
     {"_errors"},
@@ -48,7 +49,7 @@ CONFIG = {"_profiles", "_credentials"}
 # hidden, the variables and profiles that the client reads, and what differs between systems.
 SHARED = {"_state_directory", "_aio", "_secrets", "_environment", "_credentials", "_platform"}
 # Internals that all of them may import: durations and error messages are the same everywhere.
-COMMON = {"_display", "_durations", "_hints"}
+COMMON = {"_display", "_durations", "_hint_tables", "_hints"}
 # The batch on other machines: its files, and when an instance counts as failed, are those of the batch.
 # Leases decide what counts as an endpoint error.
 FLEETS = {f"integrations/{name}.py" for name in ("_fan_out", "_fan_out_queue", "_worker", "jsonl")}

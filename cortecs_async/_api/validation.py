@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from .._errors import InvalidArgumentError
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 MAX_WORKERS = 8
 BillingInterval = Literal["per_minute", "per_hour"]
+
+# Instead of hardware types: whichever costs least.
+CHEAPEST = "cheapest"
 
 # The routes below /instances/ in the published API.
 ROUTES = frozenset({"start", "restart", "stop", "stop-all", "delete-all"})
@@ -104,6 +108,29 @@ def check_start(
         context_length=context_length,
         num_workers=num_workers,
     )
+
+
+def check_hardware(hardware_type_id: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the allowed hardware types in order of preference, or `(CHEAPEST,)`.
+
+    Empty for None: the model's recommended hardware.
+    """
+    if hardware_type_id is None:
+        return ()
+    if isinstance(hardware_type_id, str):
+        hardware_type_id = (hardware_type_id,)
+    if not isinstance(hardware_type_id, (list, tuple)) or not hardware_type_id:
+        raise InvalidArgumentError(
+            "hardware_type_id must be an id, a list of ids in order of preference, or 'cheapest', not "
+            f"{hardware_type_id!r}"
+        )
+    for each in hardware_type_id:
+        _check_segment("hardware_type_id", each)
+    if len(set(hardware_type_id)) < len(hardware_type_id):
+        raise InvalidArgumentError(f"hardware_type_id contains an id twice: {list(hardware_type_id)}")
+    if CHEAPEST in hardware_type_id and len(hardware_type_id) > 1:
+        raise InvalidArgumentError(f"'{CHEAPEST}' already considers all hardware types: pass it alone")
+    return tuple(hardware_type_id)
 
 
 def check_bool(name: str, value: object) -> None:

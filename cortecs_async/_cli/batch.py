@@ -21,10 +21,16 @@ from .command import cli_command
 from .environment import check_inference_key
 from .options import (
     amount,
+    capacity_timeout_option,
     context_length_option,
     duration,
+    hardware,
+    hardware_help,
     json_option,
     max_lifetime_option,
+    max_price_option,
+    project_option,
+    ready_option,
     start_timeout_option,
     workers_option,
 )
@@ -95,11 +101,9 @@ def _parse_concurrency(value: str) -> int | str:
     help="Temperature for requests that do not set one.",
 )
 @click.option("-m", "--model", "model_id", required=True, help="Model to use: org/name or org--name.")
-@click.option(
-    "--hardware",
-    "hardware_type_id",
-    help="Hardware type to use instead of the one recommended for the model.",
-)
+@click.option("--hardware", "hardware_type_id", type=hardware, metavar="TEXT", help=hardware_help)
+@max_price_option
+@capacity_timeout_option
 @workers_option
 @context_length_option
 @click.option("--instances", type=click.IntRange(min=1), default=1, help="Number of instances to start.")
@@ -114,6 +118,7 @@ def _parse_concurrency(value: str) -> int | str:
     "--max-cost", type=amount, help="Maximum total cost of all instances, in the account's currency."
 )
 @max_lifetime_option
+@ready_option("answer")
 @start_timeout_option
 @click.option(
     "--request-timeout",
@@ -137,6 +142,7 @@ def _parse_concurrency(value: str) -> int | str:
 @click.option(
     "--dry-run", is_flag=True, help="Check the files and estimate the cost without starting anything."
 )
+@project_option
 @json_option("Print the report or the estimate as JSON.")
 def batch(*, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Run a file of requests on temporary instances.

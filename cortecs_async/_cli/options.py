@@ -63,6 +63,46 @@ max_lifetime_option = click.option(
 )
 
 
+max_price_option = click.option(
+    "--max-price-per-hour",
+    type=amount,
+    help="Do not use hardware that costs more per hour, in the account's currency.",
+)
+capacity_timeout_option = click.option(
+    "--capacity-timeout",
+    type=duration,
+    help="If no hardware is available, wait for it up to this time. Waiting costs nothing.",
+)
+project_option = click.option(
+    "--project", help="Record the cost for this project.  [default: CORTECS_PROJECT]"
+)
+hardware_help = "Hardware type, several separated by commas (the first available is used), or cheapest."
+
+
+Hardware = str | list[str] | None
+"""The value of --hardware: one type, or several in order of preference."""
+
+
+def hardware(value: str | None) -> Hardware:
+    """Parse the value of --hardware, for the `type` of an option."""
+    types = [each.strip() for each in (value or "").split(",")]
+    if value is not None and not all(types):
+        raise click.BadParameter(
+            f'hardware "{value}" is invalid (examples: NVIDIA_L40S_1,NVIDIA_H100_1, cheapest)'
+        )
+    return types if len(types) > 1 else value
+
+
+def ready_option(default: str) -> Callable[[F], F]:
+    return click.option(
+        "--ready",
+        type=click.Choice(["status", "models", "answer"]),
+        default=default,
+        help="Consider the instance ready once its status is running (status), its endpoint responds "
+        "(models), or its model has answered a test request (answer).",
+    )
+
+
 def profile_name(value: str) -> str:
     """Check the name of a profile, for the `type` of an option."""
     if not PROFILE_NAME.fullmatch(value):
@@ -75,11 +115,13 @@ def json_option(help_text: str = "Print JSON with all fields.") -> Callable[[F],
 
 
 def start_options(command: F) -> F:
-    """Add the arguments of a start request: model, hardware, workers, context length, billing interval."""
+    """Add the arguments that select an instance and what it may cost, without its lifetime."""
 
     @click.argument("model")
-    @click.argument("hardware", required=False)
-    @click.option("--hardware", "hardware_type", help="Same as the HARDWARE argument.")
+    @click.argument("hardware", required=False, type=hardware)
+    @click.option("--hardware", "hardware_type", type=hardware, metavar="TEXT", help=hardware_help)
+    @max_price_option
+    @capacity_timeout_option
     @workers_option
     @context_length_option
     @click.option(
@@ -88,8 +130,9 @@ def start_options(command: F) -> F:
         default="per_minute",
         help="Bill per minute or per hour. Partial intervals are rounded up.",
     )
+    @project_option
     @functools.wraps(command)
-    def with_hardware(*args: Any, hardware: str | None, hardware_type: str | None, **options: Any) -> object:
+    def with_hardware(*args: Any, hardware: Hardware, hardware_type: Hardware, **options: Any) -> object:
         if hardware and hardware_type and hardware != hardware_type:
             raise click.UsageError(
                 f'hardware is specified twice: "{hardware}" and "{hardware_type}". Pass it once.'

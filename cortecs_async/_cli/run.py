@@ -16,7 +16,7 @@ from ..signals import cancel_on_sigterm
 from .child_process import CannotRunError, ChildProcess, check_command
 from .command import Command, cli_command
 from .environment import CREDENTIALS, check_inference_key
-from .options import duration, limit_options, start_options, start_timeout_option
+from .options import Hardware, duration, limit_options, ready_option, start_options, start_timeout_option
 from .output import (
     error_text,
     is_verbose,
@@ -134,6 +134,7 @@ def is_hardware(word: str) -> bool:
 )
 @start_options
 @limit_options
+@ready_option("answer")
 @start_timeout_option
 @click.option(
     "--teardown-timeout",
@@ -145,7 +146,7 @@ def is_hardware(word: str) -> bool:
     "--reuse", is_flag=True, help="Use a matching instance if there is one, and leave it as it was."
 )
 @click.pass_context
-def run(ctx: click.Context, /, model: str, hardware: str | None, **options: Any) -> None:
+def run(ctx: click.Context, /, model: str, hardware: Hardware, **options: Any) -> None:
     """Start an instance, run a command, and delete the instance.
 
     Put the command after MODEL, or after HARDWARE and --. Options after the first word of the command belong
@@ -174,7 +175,7 @@ def run(ctx: click.Context, /, model: str, hardware: str | None, **options: Any)
     sys.exit(run_async(_run, command, model, hardware, options))
 
 
-async def _run(command: list[str], model: str, hardware: str | None, options: dict[str, Any]) -> int:
+async def _run(command: list[str], model: str, hardware: Hardware, options: dict[str, Any]) -> int:
     exit_code = LEASE_FAILED
     lease: InstanceLease | None = None
     try:

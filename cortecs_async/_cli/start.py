@@ -10,7 +10,7 @@ import click
 from .. import AsyncCortecs, CortecsError, Instance, InstanceHandle, RequestError
 from ..signals import cancel_on_sigterm
 from .command import cli_command
-from .options import duration, json_option, limit_options, start_options
+from .options import Hardware, duration, json_option, limit_options, ready_option, start_options
 from .output import (
     format_time,
     print_json,
@@ -23,6 +23,9 @@ from .output import (
 from .runtime import run_async, termination_signals
 
 _DEFAULT_TIMEOUT = 900.0
+
+# The options of a start request itself. All others need a lease.
+_PLAIN_OPTIONS = ("num_workers", "context_length", "billing_interval")
 
 _wait_option = click.option("--wait", is_flag=True, help="Wait until the instance is running.")
 _timeout_option = click.option(
@@ -45,16 +48,10 @@ _UNKNOWN = "An instance may have been started. Run `cortecs-async ls` to check."
 @_wait_option
 @_timeout_option
 @limit_options
+@ready_option("status")
 @_json_option
 def start(
-    model: str,
-    hardware: str | None,
-    wait: bool,
-    timeout: float | None,
-    max_lifetime: float | None,
-    max_cost: float | None,
-    as_json: bool,
-    **options: Any,
+    model: str, hardware: Hardware, wait: bool, timeout: float | None, as_json: bool, **options: Any
 ) -> None:
     """Start an instance that keeps running, and print its id.
 
@@ -62,12 +59,19 @@ def start(
 
     With --max-lifetime or --max-cost, a background process on this machine deletes the instance at the
     limit. The command then always waits until the instance is running, and deletes it if it fails to start.
+    It does the same with --ready, --max-price-per-hour, --capacity-timeout, --project, or several hardware
+    types.
     """
-    if max_lifetime is not None or max_cost is not None:
-        limits = {"max_lifetime": max_lifetime, "max_cost": max_cost}
-        run_async(_acquire, model, hardware, {**options, **limits}, timeout or _DEFAULT_TIMEOUT, as_json)
+    plain = {name: options.pop(name) for name in _PLAIN_OPTIONS}
+    one_type = hardware is None or (isinstance(hardware, str) and hardware != "cheapest")
+    if (
+        one_type
+        and options["ready"] == "status"
+        and all(value is None for name, value in options.items() if name != "ready")
+    ):
+        run_async(_start, model, hardware, plain, _wait_timeout(wait, timeout), as_json)
     else:
-        run_async(_start, model, hardware, options, _wait_timeout(wait, timeout), as_json)
+        run_async(_acquire, model, hardware, {**plain, **options}, timeout or _DEFAULT_TIMEOUT, as_json)
 
 
 @cli_command(
@@ -151,7 +155,7 @@ async def _report(client: AsyncCortecs, instance: Instance, timeout: float | Non
 
 
 async def _acquire(
-    model: str, hardware: str | None, options: dict[str, Any], timeout: float, as_json: bool
+    model: str, hardware: Hardware, options: dict[str, Any], timeout: float, as_json: bool
 ) -> None:
     # The reaper is required, because only it can enforce the limit after this command has exited.
     async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="required") as client:

@@ -15,7 +15,8 @@ _OPTIONS = {
         name: f"--{name.replace('_', '-')}"
         for name in (
             *("start_timeout", "teardown_timeout", "max_lifetime", "max_cost"),
-            *("context_length", "billing_interval"),
+            *("context_length", "billing_interval", "max_price_per_hour", "capacity_timeout"),
+            *("idle_timeout", "ready", "project"),
         )
     },
 }

@@ -7,13 +7,14 @@ batch runs.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from .._api.validation import BillingInterval, check_start
 from .._durations import Duration
 from .._errors import InvalidArgumentError
 from .._hints import hinted
-from .._lease.options import LeaseOptions
+from .._lease.options import Ready, start_options
 from .._public import shown_as_client
 from .._secrets import Hidden, Secret
 
@@ -37,7 +38,7 @@ class BatchMethods:
         input: str | os.PathLike[str],  # noqa: A002  (the plain word is the clearest name)
         output: str | os.PathLike[str],
         model_id: str,
-        hardware_type_id: str | None = None,
+        hardware_type_id: str | Sequence[str] | None = None,
         *,
         context_length: int | None = None,
         num_workers: int = 1,
@@ -46,6 +47,10 @@ class BatchMethods:
         teardown_timeout: Duration = 120.0,
         max_lifetime: Duration | None = None,
         max_cost: float | None = None,
+        max_price_per_hour: float | None = None,
+        capacity_timeout: Duration | None = None,
+        ready: Ready = "answer",
+        project: str | None = None,
         instances: int = 1,
         concurrency: int | Literal["auto"] = "auto",
         request_timeout: Duration = 600.0,
@@ -77,7 +82,8 @@ class BatchMethods:
             output: The file for the answers: a new file, or one from an earlier run with this input. It
                 cannot be compressed, and no other program may change it while the batch runs.
             model_id: The model, as `org/name` or `org--name`.
-            hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
+            hardware_type_id: The GPU set of each worker, a list in order of preference, or `"cheapest"`, as
+                in `instance`. Default: the model's `recommended_config`.
             context_length: Maximum context length, in tokens. Same default as in `instance`.
             num_workers: Number of workers of each instance, 1 to 8. Default: 1.
             billing_interval: `per_minute` (default) or `per_hour`.
@@ -87,6 +93,10 @@ class BatchMethods:
                 no limit.
             max_cost: Maximum total cost of all instances, in the account's currency. It is divided equally
                 among them. Default: no limit.
+            max_price_per_hour: Maximum list price per hour of each instance, as in `instance`.
+            capacity_timeout: Maximum time to wait for free capacity for each instance, as in `instance`.
+            ready: When an instance gets its first requests, as in `instance`. Default: `answer`.
+            project: Same as in `instance`.
             instances: How many instances to use, at most one per request. Default: 1. If one is lost, the
                 others take over its requests.
             concurrency: Requests to send in parallel to each instance. `auto` (default) finds the best
@@ -126,6 +136,7 @@ class BatchMethods:
             LeaseExpiredError: if the last instance reaches `max_lifetime` or its share of `max_cost` before
                 the work is done.
             TeardownError: if any instance is not released within `teardown_timeout`.
+            CapacityTimeoutError: if there is no capacity for any instance within `capacity_timeout`.
             CortecsError: the same errors as `instance`, if they affect the last instance.
 
         Example:
@@ -142,12 +153,17 @@ class BatchMethods:
         del api_key  # a traceback that shows locals would show it
         if on_provisioning is not None and not callable(on_provisioning):
             raise InvalidArgumentError("on_provisioning must be callable")
-        lease = LeaseOptions(
-            args=check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval),
+        lease = start_options(
+            *(model_id, hardware_type_id, context_length, num_workers, billing_interval),
             start_timeout=start_timeout,
             teardown_timeout=teardown_timeout,
             max_lifetime=max_lifetime,
             max_cost=max_cost,
+            max_price_per_hour=max_price_per_hour,
+            capacity_timeout=capacity_timeout,
+            ready=ready,
+            project=project,
+            inference_key=key,
             on_progress=on_provisioning,
         )
         options = BatchOptions(

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .._api.validation import BillingInterval, check_instance_id, check_start
+from .._api.validation import BillingInterval, check_instance_id
 from .._durations import Duration
 from .._hints import hinted
-from .._lease.options import LeaseOptions, OnExit, OnLoss
+from .._lease.options import LeaseOptions, OnExit, OnLoss, Ready, start_options
 from .._public import shown_as_client
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class LeaseMethods:
     def instance(
         self,
         model_id: str,
-        hardware_type_id: str | None = None,
+        hardware_type_id: str | Sequence[str] | None = None,
         *,
         context_length: int | None = None,
         num_workers: int = 1,
@@ -41,9 +42,14 @@ class LeaseMethods:
         reuse: bool = False,
         max_lifetime: Duration | None = None,
         max_cost: float | None = None,
+        max_price_per_hour: float | None = None,
+        capacity_timeout: Duration | None = None,
+        ready: Ready = "status",
+        idle_timeout: Duration | None = None,
         on_loss: OnLoss = "cancel",
         on_progress: ProgressCallback | None = None,
         require_key: bool | None = None,
+        project: str | None = None,
     ) -> InstanceLease:
         """Rent an instance for a block: `async with client.instance(...) as inst:`.
 
@@ -54,8 +60,10 @@ class LeaseMethods:
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
-            hardware_type_id: The GPU set of each worker, such as `NVIDIA_H100_1`. Default: the model's
-                `recommended_config`.
+            hardware_type_id: The GPU set of each worker, such as `NVIDIA_H100_1`; a list of them, which are
+                tried in this order; or `"cheapest"`, which tries all that the model runs on, by price.
+                Default: the model's `recommended_config`. The next one is tried only if it is certain that
+                nothing was started on the one before.
             context_length: Maximum context length, in tokens. Default: 32,000, or the model's maximum on
                 this hardware if that is less.
             num_workers: Number of workers, 1 to 8. Default: 1. Each worker has its own GPU set and is billed
@@ -75,6 +83,19 @@ class LeaseMethods:
                 Default: no limit.
             max_cost: Maximum cost of the instance, in the account's currency. It is calculated from the list
                 price, in whole billing intervals. Default: no limit.
+            max_price_per_hour: Maximum list price per hour of all workers together, in the account's
+                currency. Hardware that costs more is not used. Default: no limit.
+            capacity_timeout: Maximum time to wait for free capacity before the instance is started. Waiting
+                costs nothing and does not count towards `max_lifetime`, `max_cost`, or `start_timeout`.
+                Default: do not wait.
+            ready: When the block begins. `status` (default): once the service reports the instance as
+                running. `models`: once its endpoint also lists its models. `answer`: once the model has also
+                answered a request for a single token. Both need the inference API key. See "Is it ready?" in
+                docs/instances.md.
+            idle_timeout: Maximum time without a request. When it is reached, the block is cancelled, the
+                instance is released, and `LeaseIdleError` is raised. Requests of `inst.openai()`,
+                `inst.langchain()`, `inst.pydantic_ai()`, and `inst.map` count; for all others, call
+                `inst.touch()`. Default: no limit.
             on_loss: What to do if the instance stops or disappears during the block. `cancel` (default) ends
                 the block with `InstanceLostError`. `ignore` keeps the block running.
             on_progress: A function called with a `Progress` at every change while the instance starts. It can
@@ -83,20 +104,28 @@ class LeaseMethods:
                 the key is missing or clearly wrong. If None (the default), log a warning, but only if a
                 package such as `openai` is installed. If False, skip the check. Only the instance itself
                 shows whether it accepts the key.
+            project: A name to add up costs by: see `client.costs`. Default: the environment variable
+                CORTECS_PROJECT.
 
         Raises:
-            InvalidArgumentError: if an argument is invalid. No request is sent.
+            InvalidArgumentError: if an argument is invalid. No request is sent. On entry, if no hardware type
+                fits the model, the context length, and the limits. Nothing was started.
             ConfigurationError: if there are no credentials, or no key with `require_key=True`. No request is
                 sent.
             RequestError: on entry, if the service rejects the start request or cannot be reached.
             LifecycleError: on entry, if the instance fails or is not usable in time.
-            PriceUnknownError: on entry, if `max_cost` needs a price that the service does not return.
+            PriceUnknownError: on entry, if `max_cost`, `max_price_per_hour`, or `"cheapest"` needs a price
+                that the service does not return. Nothing was started.
+            CapacityTimeoutError: on entry, if there is no capacity within `capacity_timeout`. Nothing was
+                started.
+            EndpointError: on entry, if the endpoint rejects the key, or its URL is not safe to use.
             GuardError: on entry, if the reaper is required but does not work. Nothing was started.
             JournalError: on entry, if the journal is required but does not work. Nothing was started.
             AmbiguousStartError: on entry, if the response to the start request was lost and several
                 instances could be yours.
             InstanceLostError: on exit, if the instance stopped or disappeared during the block.
             LeaseExpiredError: on exit, if `max_lifetime` or `max_cost` was reached.
+            LeaseIdleError: on exit, if `idle_timeout` was reached.
             TeardownError: on exit, if the instance is not released within `teardown_timeout`.
 
         Example:
@@ -105,14 +134,19 @@ class LeaseMethods:
             print(inst.receipt)
         """
         return self._wiring.lease(
-            LeaseOptions(
-                args=check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval),
+            start_options(
+                *(model_id, hardware_type_id, context_length, num_workers, billing_interval),
                 start_timeout=start_timeout,
                 teardown_timeout=teardown_timeout,
                 on_exit=on_exit,
                 reuse=reuse,
                 max_lifetime=max_lifetime,
                 max_cost=max_cost,
+                max_price_per_hour=max_price_per_hour,
+                capacity_timeout=capacity_timeout,
+                ready=ready,
+                idle_timeout=idle_timeout,
+                project=project,
                 on_loss=on_loss,
                 on_progress=on_progress,
                 require_key=require_key,
@@ -124,6 +158,7 @@ class LeaseMethods:
         instance_id: str,
         *,
         start_timeout: Duration = 900.0,
+        ready: Ready = "status",
         on_loss: OnLoss = "cancel",
         on_progress: ProgressCallback | None = None,
     ) -> InstanceLease:
@@ -135,6 +170,7 @@ class LeaseMethods:
             instance_id: The id of the instance.
             start_timeout: Maximum time to wait for the instance to become usable, from entering the block.
                 Default: 15 minutes.
+            ready: Same as in `instance`.
             on_loss: `cancel` (default) or `ignore`, as in `instance`.
             on_progress: Same as in `instance`.
 
@@ -154,6 +190,7 @@ class LeaseMethods:
                 args=InstanceArgs(model_id=""),
                 borrowed=check_instance_id(instance_id),
                 start_timeout=start_timeout,
+                ready=ready,
                 on_exit="keep",
                 on_loss=on_loss,
                 on_progress=on_progress,
@@ -163,7 +200,7 @@ class LeaseMethods:
     async def acquire(
         self,
         model_id: str,
-        hardware_type_id: str | None = None,
+        hardware_type_id: str | Sequence[str] | None = None,
         *,
         context_length: int | None = None,
         num_workers: int = 1,
@@ -172,8 +209,12 @@ class LeaseMethods:
         teardown_timeout: Duration = 120.0,
         max_lifetime: Duration | None = None,
         max_cost: float | None = None,
+        max_price_per_hour: float | None = None,
+        capacity_timeout: Duration | None = None,
+        ready: Ready = "status",
         on_progress: ProgressCallback | None = None,
         require_key: bool | None = None,
+        project: str | None = None,
     ) -> InstanceHandle:
         """Start an instance that outlives this process. You must `release` it.
 
@@ -183,7 +224,8 @@ class LeaseMethods:
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
-            hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
+            hardware_type_id: The GPU set of each worker, a list in order of preference, or `"cheapest"`, as
+                in `instance`. Default: the model's `recommended_config`.
             context_length: Maximum context length, in tokens. Same default as in `instance`.
             num_workers: Number of workers, 1 to 8. Default: 1.
             billing_interval: `per_minute` (default) or `per_hour`.
@@ -193,8 +235,12 @@ class LeaseMethods:
             max_lifetime: Maximum lifetime of the instance, from the start request to the release. Default:
                 no limit.
             max_cost: Maximum cost of the instance, in the account's currency. Default: no limit.
+            max_price_per_hour: Same as in `instance`.
+            capacity_timeout: Same as in `instance`.
+            ready: Same as in `instance`.
             on_progress: Same as in `instance`.
             require_key: Same as in `instance`.
+            project: Same as in `instance`.
 
         Returns:
             A handle that other processes can use and pass to `release`.
@@ -212,13 +258,17 @@ class LeaseMethods:
             await client.release(handle)
         """
         lease = self._wiring.lease(
-            LeaseOptions(
-                args=check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval),
+            start_options(
+                *(model_id, hardware_type_id, context_length, num_workers, billing_interval),
                 start_timeout=start_timeout,
                 teardown_timeout=teardown_timeout,
                 on_exit="keep",
                 max_lifetime=max_lifetime,
                 max_cost=max_cost,
+                max_price_per_hour=max_price_per_hour,
+                capacity_timeout=capacity_timeout,
+                ready=ready,
+                project=project,
                 on_loss="ignore",
                 on_progress=on_progress,
                 require_key=require_key,

@@ -13,10 +13,12 @@ from .base import MissingCredentialsError as MissingCredentialsError
 from .base import PriceUnknownError as PriceUnknownError
 from .base import add_note as add_note
 from .lifecycle import AmbiguousStartError as AmbiguousStartError
+from .lifecycle import CapacityTimeoutError as CapacityTimeoutError
 from .lifecycle import EndpointError as EndpointError
 from .lifecycle import InstanceGoneError as InstanceGoneError
 from .lifecycle import InstanceLostError as InstanceLostError
 from .lifecycle import LeaseExpiredError as LeaseExpiredError
+from .lifecycle import LeaseIdleError as LeaseIdleError
 from .lifecycle import LifecycleError as LifecycleError
 from .lifecycle import StartFailedError as StartFailedError
 from .lifecycle import StartTimeoutError as StartTimeoutError

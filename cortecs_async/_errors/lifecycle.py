@@ -128,6 +128,41 @@ class LeaseExpiredError(LifecycleError, TimeoutError):
     """
 
 
+class LeaseIdleError(LeaseExpiredError):
+    """The lease reached `idle_timeout`: no request was seen for that long.
+
+    Why: No request of `inst.openai()`, `inst.langchain()`, `inst.pydantic_ai()`, `inst.map`, or a batch was
+    seen, and `inst.touch()` was not called. The block was cancelled, and the instance was deleted. Requests
+    sent in any other way are invisible to the client.
+
+    What to do: Increase `idle_timeout`, or call `inst.touch()` when you use the instance in another way.
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", idle_timeout="10m") as inst:
+                print(inst.base_url)
+        except LeaseIdleError as error:
+            print(error)
+    """
+
+
+class CapacityTimeoutError(LifecycleError, TimeoutError):
+    """No hardware became available within `capacity_timeout`.
+
+    Why: None of the hardware types that you allow had free capacity in all that time, or other programs were
+    faster. Nothing was started, and nothing is billed. `CapacityTimeoutError` is also a `TimeoutError`.
+
+    What to do: Wait longer, or allow more hardware types: a list, or "cheapest".
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", capacity_timeout="30m") as inst:
+                print(inst.base_url)
+        except CapacityTimeoutError as error:
+            print(error)
+    """
+
+
 class AmbiguousStartError(CortecsError):
     """It is unclear which new instance is yours, and yours may be billed.
 

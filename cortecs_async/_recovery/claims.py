@@ -17,7 +17,8 @@ from attrs import evolve, field, frozen
 
 from .._api.domain import Instance, InstanceArgs
 from .._api.matching import Ambiguous, Outcome, UnresolvedStart, match_start
-from .records import JournalState, Promise
+from .promise import Promise
+from .records import JournalState
 
 
 @frozen

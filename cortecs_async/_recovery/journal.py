@@ -22,7 +22,8 @@ from pathlib import Path
 
 from .._state_directory import StateFolder, leave_alone
 from .locks import lock, lock_unless_owned, unlock
-from .records import FORMAT, JournalState, Promise, Record, encode, fold, is_draft, is_torn
+from .promise import Promise
+from .records import FORMAT, JournalState, Record, encode, fold, is_draft, is_torn
 
 _NAME = re.compile(r"[0-9a-f]{32}\.jsonl")
 _DRAFT_NAME = re.compile(r"[0-9a-f]{32}\.new")

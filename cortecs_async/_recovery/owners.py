@@ -14,8 +14,9 @@ from attrs import frozen
 
 from .._state_directory import check_state_directory
 from .journal import is_owned, read_journals
+from .promise import Promise
 from .promises import Promises
-from .records import JournalState, Promise
+from .records import JournalState
 from .store import all_stores
 
 OwnerKind = Literal["mine", "process", "orphan", "held"]

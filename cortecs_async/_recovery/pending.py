@@ -11,7 +11,8 @@ from attrs import define, frozen
 
 from .._aio.eventloop import current_time
 from .journal import catch_up
-from .records import JournalState, Promise, Record
+from .promise import Promise
+from .records import JournalState, Record
 
 # Seconds after a start request in which a missing instance may only be not visible yet.
 _VISIBILITY_TIME = 60.0

@@ -34,7 +34,8 @@ from typing import TYPE_CHECKING
 
 from .._aio.clock import SteadyClock
 from .._platform import NO_REAPER, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK
-from .records import JournalState, Promise, Record, decode, encode
+from .promise import Promise
+from .records import JournalState, Record, decode, encode
 from .rehearsal import Rehearsals, import_lock
 
 if TYPE_CHECKING:

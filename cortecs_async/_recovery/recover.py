@@ -31,7 +31,8 @@ from .claims import ForeignClaims, collect_foreign_claims
 from .journal import foreign_states, open_promises
 from .locks import decision_lock
 from .pending import OtherProcesses, PendingPromise, RecoveryResult, RecoveryState, invisible_for
-from .records import JournalState, Promise, Record
+from .promise import Promise
+from .records import JournalState, Record
 from .refusal import RefusalWatch
 from .search import Search
 

@@ -22,8 +22,9 @@ from .._logging import Event, log
 from .accounts import with_network_of
 from .journal import JournalFile, foreign_states, is_owned, owner_record, read_journals
 from .locks import decision_lock
+from .promise import Promise
 from .reaper_process import ReaperProcess
-from .records import JournalState, Promise, Record
+from .records import JournalState, Record
 
 # The journal is rewritten without closed promises once it exceeds FACTOR x its size after the last rewrite +
 # SLACK bytes.

@@ -19,8 +19,9 @@ from .._aio.eventloop import current_loop, loop_runner
 from .._aio.synchronization import Broadcast
 from .._aio.tasks import redeliver_cancellation, run_uncancellable
 from .._durations import check_seconds
-from .._hints import START_ARGUMENTS, explain_argument
-from ..types import BillingInterval, Duration
+from .._hint_tables import START_ARGUMENTS
+from .._hints import explain_argument
+from ..types import BillingInterval, Duration, Ready
 
 logger = logging.getLogger("cortecs_async.web")
 
@@ -116,13 +117,18 @@ class StartOptions(TypedDict, total=False):
     teardown_timeout: Duration
     max_lifetime: Duration | None
     max_cost: float | None
+    max_price_per_hour: float | None
+    capacity_timeout: Duration | None
+    ready: Ready
+    idle_timeout: Duration | None
     require_key: bool | None
+    project: str | None
 
 
 def _in_seconds(options: StartOptions) -> StartOptions:
     """Check the durations and convert them to seconds, so that equal options produce the same JSON."""
     converted = options.copy()
-    for name in ("start_timeout", "teardown_timeout", "max_lifetime"):
+    for name in ("start_timeout", "teardown_timeout", "max_lifetime", "capacity_timeout", "idle_timeout"):
         if (value := options.get(name)) is not None:
             converted[name] = float(check_seconds(name, value))
     return converted

@@ -21,8 +21,9 @@ from cortecs_async import AsyncCortecs
 from cortecs_async._errors import ClientClosedError, GuardError
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery.journal import JournalFile, try_lock
+from cortecs_async._recovery.promise import Promise
 from cortecs_async._recovery.reaper_process import _ACTION_KINDS
-from cortecs_async._recovery.records import Promise, Record, decode, encode
+from cortecs_async._recovery.records import Record, decode, encode
 from cortecs_async._recovery.recover import reap_account
 from cortecs_async._secrets import Secret
 

@@ -16,7 +16,7 @@ PACKAGE = Path(cortecs_async.__file__).parent
 
 # These show nothing of the library to a user of a command, or only what a program can do wrong.
 # Missing credentials have a text of their own on the command line: `error_text`.
-NOT_SHOWN = {"_cli", "_credentials.py", "_hints.py", "emulator", "integrations"}
+NOT_SHOWN = {"_cli", "_credentials.py", "_hint_tables.py", "_hints.py", "emulator", "integrations"}
 ONLY_IN_PROGRAMS = re.compile(
     r"[Tt]his AsyncCortecs |<AsyncCortecs |never closed|transport='aiohttp'|credential_provider|http_client|"
     r"\(pass a query as params=\)|client\.instances\.start or|[Tt]his lease |Listing\(|"

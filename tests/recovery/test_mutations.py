@@ -23,10 +23,11 @@ from cortecs_async._api.matching import Ambiguous
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery.claims import collect_foreign_claims, unresolved_start_of
 from cortecs_async._recovery.journal import JournalFile, is_owned, read_journals
+from cortecs_async._recovery.promise import Promise
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.reaper_process import ReaperProcess
-from cortecs_async._recovery.records import JournalState, Promise, Record, encode, fold
+from cortecs_async._recovery.records import JournalState, Record, encode, fold
 from cortecs_async._recovery.recover import reap_account
 from cortecs_async._recovery.store import PromiseStore
 from cortecs_async._secrets import Credentials

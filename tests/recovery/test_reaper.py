@@ -32,10 +32,11 @@ from cortecs_async._errors import GuardError
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery import reaper_process as _reaper_process
 from cortecs_async._recovery.journal import JournalFile
+from cortecs_async._recovery.promise import Promise
 from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.reaper_check import check_reaper
 from cortecs_async._recovery.reaper_process import ReaperProcess
-from cortecs_async._recovery.records import JournalState, Promise, Record, encode
+from cortecs_async._recovery.records import JournalState, Record, encode
 from cortecs_async._recovery.store import PromiseStore
 from cortecs_async.emulator import serve_emulator
 

@@ -27,7 +27,8 @@ from cortecs_async._api.matching import Ambiguous
 from cortecs_async._recovery import journal, locks, recover
 from cortecs_async._recovery.claims import ForeignClaims, unresolved_start_of
 from cortecs_async._recovery.pending import PendingPromise
-from cortecs_async._recovery.records import JournalState, Promise, Record, encode, fold
+from cortecs_async._recovery.promise import Promise
+from cortecs_async._recovery.records import JournalState, Record, encode, fold
 from cortecs_async._recovery.recover import reap_account
 from cortecs_async._recovery.search import match_starts
 from cortecs_async.emulator import Emulator, Fault

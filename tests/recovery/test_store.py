@@ -22,8 +22,9 @@ from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
 from cortecs_async import AsyncCortecs, Credentials, errors
 from cortecs_async._environment import Environment
 from cortecs_async._recovery.journal import JournalFile, read_journals
+from cortecs_async._recovery.promise import Promise
 from cortecs_async._recovery.reaper import GRACE, Reaper
-from cortecs_async._recovery.records import JournalState, Promise, Record
+from cortecs_async._recovery.records import JournalState, Record
 from cortecs_async._recovery.recover import reap
 from cortecs_async._recovery.store import PromiseStore, store_for
 from cortecs_async.emulator import Emulator, serve_emulator
