@@ -165,7 +165,7 @@ ELSEWHERE: Mapping[str, str] = {
     ),
     "client.run_batch": (
         "billing_interval start_timeout teardown_timeout max_lifetime max_cost max_price_per_hour "
-        "capacity_timeout ready project concurrency request_timeout "
+        "capacity_timeout ready idle_timeout project concurrency request_timeout "
         "max_retries ordered api_key transport on_progress on_provisioning"
     ),
 }

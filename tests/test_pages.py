@@ -312,7 +312,7 @@ def test_the_tree_of_errors_is_the_page_s() -> None:
     page = (DOCS / "errors.md").read_text()
     assert "```text\n" + "\n".join(tree(errors.CortecsError)) + "\n```" in page
     for each in every:
-        assert issubclass(each, TimeoutError) == bool(re.search("Timeout|Expired", each.__name__))
+        assert issubclass(each, TimeoutError) == bool(re.search("Timeout|Expired|LeaseIdle", each.__name__))
 
 
 def test_the_headline_is_that_of_the_last_benchmark() -> None:

@@ -26,6 +26,7 @@ from .options import (
     duration,
     hardware,
     hardware_help,
+    idle_timeout_option,
     json_option,
     max_lifetime_option,
     max_price_option,
@@ -118,6 +119,7 @@ def _parse_concurrency(value: str) -> int | str:
     "--max-cost", type=amount, help="Maximum total cost of all instances, in the account's currency."
 )
 @max_lifetime_option
+@idle_timeout_option
 @ready_option("answer")
 @start_timeout_option
 @click.option(

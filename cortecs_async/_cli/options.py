@@ -73,6 +73,9 @@ capacity_timeout_option = click.option(
     type=duration,
     help="If no hardware is available, wait for it up to this time. Waiting costs nothing.",
 )
+idle_timeout_option = click.option(
+    "--idle-timeout", type=duration, help="Delete an instance after this time without a request."
+)
 project_option = click.option(
     "--project", help="Record the cost for this project.  [default: CORTECS_PROJECT]"
 )

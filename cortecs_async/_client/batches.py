@@ -50,6 +50,7 @@ class BatchMethods:
         max_price_per_hour: float | None = None,
         capacity_timeout: Duration | None = None,
         ready: Ready = "answer",
+        idle_timeout: Duration | None = None,
         project: str | None = None,
         instances: int = 1,
         concurrency: int | Literal["auto"] = "auto",
@@ -96,6 +97,8 @@ class BatchMethods:
             max_price_per_hour: Maximum list price per hour of each instance, as in `instance`.
             capacity_timeout: Maximum time to wait for free capacity for each instance, as in `instance`.
             ready: When an instance gets its first requests, as in `instance`. Default: `answer`.
+            idle_timeout: Maximum time in which an instance gets no request and sends no answer, as in
+                `instance`. Default: no limit.
             project: Same as in `instance`.
             instances: How many instances to use, at most one per request. Default: 1. If one is lost, the
                 others take over its requests.
@@ -162,6 +165,7 @@ class BatchMethods:
             max_price_per_hour=max_price_per_hour,
             capacity_timeout=capacity_timeout,
             ready=ready,
+            idle_timeout=idle_timeout,
             project=project,
             inference_key=key,
             on_progress=on_provisioning,
