@@ -128,6 +128,26 @@ class Event(enum.Enum):
         "Releasing instance %(instance_id)s: %(step)s failed, continuing in %(wait).1f s: %(error)s",
         "instance_id step wait error_type request_id",
     )
+    LEASE_NOT_READY = (
+        "lease.not_ready",
+        INFO,
+        "The endpoint of instance %(instance_id)s does not answer yet: %(reason)s",
+        "instance_id",
+    )
+    LEASE_READY_UNANSWERED = (
+        "lease.ready_unanswered",
+        WARNING,
+        (
+            "The endpoint of instance %(instance_id)s lists its models but rejects test requests "
+            "(%(reason)s). Continuing without an answer."
+        ),
+        "instance_id",
+    )
+    LEASE_NOT_PROBED = (
+        "lease.not_probed",
+        WARNING,
+        "%(problem)s Instances are not tested before use. To hide this warning, pass ready='status'.",
+    )
     LEASE_NO_PRICES = "lease.no_prices", INFO, "Could not fetch the price list: %(error)s", "error_type"
 
     BACKGROUND_FAILED = (

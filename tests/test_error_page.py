@@ -114,6 +114,13 @@ async def too_slow(_: Emulator, client: AsyncCortecs) -> None:
         pass
 
 
+async def not_ready(_: Emulator, client: AsyncCortecs) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CORTECS_API_KEY", "emulator-key")
+        async with client.instance(MODEL, HARDWARE, start_timeout=120, ready="answer"):
+            pass
+
+
 async def expired(_: Emulator, client: AsyncCortecs) -> None:
     async with client.instance(MODEL, HARDWARE, max_lifetime=600):
         await anyio.sleep_forever()
@@ -166,6 +173,8 @@ PROGRAMS: dict[str, tuple[dict[str, Any], Callable[[Emulator, AsyncCortecs], Awa
     "`AsyncCortecs(api_key=...)`": ({}, wrong_key),
     "No reaper on Windows": ({"guard": "auto"}, on_windows),
     "Start timeout": ({"step_seconds": 60.0}, too_slow),
+    "The endpoint does not answer": ({"endpoint_lag": 3600.0}, not_ready),
+    "Rejected inference API key": ({"api_key": "another"}, not_ready),
     "Lease expired": ({"step_seconds": 1.0}, expired),
     "Instance lost": ({"step_seconds": 1.0}, lost),
     "Instance not released": ({"step_seconds": 1.0}, not_released),

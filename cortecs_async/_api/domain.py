@@ -22,6 +22,9 @@ from .._hints import hinted
 DEFAULT_CONTEXT_LENGTH = 32_000
 
 
+_PROBING = "waiting for the endpoint to answer"
+
+
 def to_model_id(name: str) -> str:
     """Return the service's spelling of a model: `a--b` for the Hugging Face name `a/b`."""
     return name.replace("/", "--")
@@ -185,6 +188,9 @@ class Progress(Row):
     Attributes:
         instance: The snapshot that showed the change.
         elapsed: Seconds since the start request.
+        probe: While the endpoint of the running instance is tested (see `ready` in `client.instance`): the
+            result of the last test request, such as `502 Bad Gateway`, or an empty string before the first.
+            Otherwise None.
 
     Example:
         def show(progress: Progress) -> None:
@@ -196,6 +202,7 @@ class Progress(Row):
 
     instance: Instance
     elapsed: float
+    probe: str | None = None
 
     @property
     def workers(self) -> tuple[InitProgress | None, ...]:
@@ -209,9 +216,14 @@ class Progress(Row):
         return max(reported, key=lambda worker: worker.current_step, default=InitProgress())
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the instance is usable, and its endpoint has passed the test, if there is one."""
+        return self.instance.is_usable and self.probe is None
+
+    @property
     def fraction(self) -> float:
-        """The share of the leading worker's steps that is complete: 0.0 to 1.0. 1.0 for a usable instance."""
-        if self.instance.is_usable:
+        """The share of the leading worker's steps that is complete: 0.0 to 1.0. 1.0 if `is_complete`."""
+        if self.is_complete:
             return 1.0
         leading = self.leading
         if leading.num_steps <= 0:
@@ -220,11 +232,18 @@ class Progress(Row):
 
     @property
     def description(self) -> str:
-        """The service's description of the leading worker's current step, or the instance's status."""
+        """The service's description of the leading worker's current step, or the instance's status.
+
+        While the endpoint is tested, it says so instead.
+        """
+        if self.probe is not None:
+            return _PROBING + (f" ({self.probe})" if self.probe else "")
         return self.leading.description or self.instance.status
 
     @property
     def _step(self) -> str:
+        if self.probe is not None:
+            return self.description
         step = self.leading
         number = f"step {step.current_step} of {step.num_steps}" if step.num_steps else ""
         return ": ".join(filter(None, (number, step.description)))

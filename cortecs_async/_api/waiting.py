@@ -62,7 +62,7 @@ async def wait_until_running(
         now = anyio.current_time()
         if is_news and latest is not None and on_progress is not None:
             with anyio.CancelScope(deadline=deadline):
-                await _call_back(on_progress, Progress(instance=latest, elapsed=now - began))
+                await report_progress(on_progress, Progress(instance=latest, elapsed=now - began))
             now = anyio.current_time()
         if has_reading:
             if latest is None:
@@ -110,7 +110,8 @@ async def wait_until(
             return instance
 
 
-async def _call_back(callback: ProgressCallback, progress: Progress) -> None:
+async def report_progress(callback: ProgressCallback, progress: Progress) -> None:
+    """Call `on_progress`, which can be async."""
     result = callback(progress)
     if inspect.isawaitable(result):
         await result

@@ -14,7 +14,7 @@ from attrs import define, frozen
 
 from .._errors import BatchFileError
 from .._http.body import is_too_deep
-from .endpoints import ENDPOINTS, Endpoint, find_problem
+from .._lease.inference import ENDPOINTS, Endpoint, find_problem
 from .format import ENCODER, LineError, Request, decode, digest_custom_id, encode_utf8, parse_object
 
 # Larger token counts are ignored, because they would overflow the sums.

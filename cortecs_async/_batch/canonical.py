@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .endpoints import Endpoint
+from .._lease.inference import Endpoint
 
 # Earlier versions of this package hashed the body as it was written, and their ids have no version number.
 _LEGACY_PREFIX = "batch_req_"

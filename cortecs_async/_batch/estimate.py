@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import define
 
-from .endpoints import Endpoint
+from .._lease.inference import Endpoint
 
 # In bytes of UTF-8. English has about four characters per token. Other scripts have fewer, but each character
 # takes more bytes.

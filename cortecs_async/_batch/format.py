@@ -17,8 +17,8 @@ from attrs import define, field, frozen
 
 from .._errors import BatchFileError
 from .._http.body import MAX_DEPTH, is_too_deep
+from .._lease.inference import ENDPOINT_OF_URL, ENDPOINTS, Endpoint
 from .canonical import identify, identify_legacy
-from .endpoints import ENDPOINT_OF_URL, ENDPOINTS, Endpoint
 
 # Characters of an invalid value that an error message repeats.
 _MAX_VALUE = 60

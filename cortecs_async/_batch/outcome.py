@@ -15,8 +15,8 @@ from attrs import evolve, frozen
 
 from .._aio.synchronization import exponential
 from .._http.messages import Failure, FailureKind
+from .._lease.inference import ENDPOINTS, is_refusal
 from .answers import AnswerLine, format_answer, format_error
-from .endpoints import ENDPOINTS
 from .format import Request
 from .sender import Reply
 
@@ -32,9 +32,6 @@ _MAX_RETRY_AFTER = 300.0
 
 # The statuses with which a model server rejects an invalid request.
 _REQUEST_ERRORS = frozenset({400, 413, 422})
-
-# The keys under which an error's JSON holds the message. Servers differ.
-_ERROR_KEYS = ("error", "errors", "detail", "message", "msg", "title")
 
 # Of these statuses, the following concern the request whatever the body is: the request is too large or not
 # understood. But a proxy may have sent the response, so it does not show that the server runs.
@@ -102,7 +99,7 @@ def classify(outcome: Reply | Failure, request: Request) -> AnswerLine | FailedA
         return classify(Failure(kind=FailureKind.UNREADABLE, detail=detail), request)
     if line.problem is not None:
         return FailedAttempt(FailureReason.ANSWERED_ERROR, line.problem, line)
-    if status < 300 or (status in _REQUEST_ERRORS and _is_refusal(outcome.body)):
+    if status < 300 or (status in _REQUEST_ERRORS and is_refusal(outcome.body)):
         return line
     if status in _CLEAR_REQUEST_ERRORS:
         return FailedAttempt(FailureReason.REFUSED, f"status {status}", line)
@@ -116,34 +113,6 @@ def stopped_server(failed: FailedAttempt) -> FailedAttempt:
     """Return the failure of a request that stopped the server each time."""
     message = f"the server stopped each time it received this request: {failed.detail}"
     return evolve(failed, line=format_error(failed.line.request, "endpoint_failed", message))
-
-
-def _is_refusal(body: bytes) -> bool:
-    """Return whether this error comes from the model server rather than a proxy in front of it."""
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        return False
-    if isinstance(data, str):
-        return bool(data.strip())
-    errors = data if isinstance(data, list) else [data]
-    return any(
-        isinstance(each, dict) and any(_has_text(each.get(key)) for key in _ERROR_KEYS) for each in errors
-    )
-
-
-def _has_text(value: object, depth: int = 4) -> bool:
-    """Return whether this is a message, or contains one.
-
-    OpenAI and vLLM send an object with a `message`, and FastAPI sends a list of objects with a `msg`. Others
-    send a string, or an object with the messages for each field.
-    """
-    if isinstance(value, str):
-        return bool(value.strip())
-    if depth == 0:
-        return False
-    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(_has_text(each, depth - 1) for each in entries)
 
 
 def answered_error_delay(failures: int) -> float:

@@ -14,10 +14,10 @@ from attrs import Factory, evolve, frozen
 from .._aio.threads import StopFlag, run_stoppable
 from .._display import joined, money_text
 from .._errors import BatchFileError, BatchWriteError, InvalidArgumentError
+from .._lease.inference import ENDPOINTS
 from .answers import parse_answer
 from .canonical import LEGACY_FLEET_PREFIX, is_legacy_id
 from .concurrency import AdaptiveLimit, ConcurrencyLimit
-from .endpoints import ENDPOINTS
 from .estimate import Sizes
 from .format import BodyDefaults, RequestParser
 from .index import Comparison, Index, is_done

@@ -85,7 +85,7 @@ class LiveDisplay(BatchDisplay):
 
     def provisioning(self, progress: Progress) -> None:
         instance = progress.instance
-        if instance.is_usable:
+        if progress.is_complete:
             self._starting.pop(instance.instance_id, None)
             model = instance.instance_args.hf_name
             line = f"{instance.instance_id} is running {model} after {progress.elapsed:.0f} s"
@@ -129,7 +129,8 @@ def format_number(value: float) -> str:
 
 
 def _step(progress: Progress) -> str:
-    return step_text(progress.instance) or progress.description
+    step = step_text(progress.instance) if progress.probe is None else None
+    return step or progress.description
 
 
 def _answers(progress: BatchProgress) -> Text:

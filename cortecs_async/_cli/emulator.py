@@ -80,6 +80,12 @@ def _group_models(
     help="Maximum requests an instance handles in parallel; the rest wait.",
 )
 @click.option(
+    "--endpoint-lag",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Time for which the endpoint of a running instance still returns 502, in seconds.",
+)
+@click.option(
     "--list-lag",
     type=click.FloatRange(min=0),
     default=0.0,

@@ -16,7 +16,7 @@ _OPTIONS = {
         for name in (
             *("start_timeout", "teardown_timeout", "max_lifetime", "max_cost"),
             *("context_length", "billing_interval", "max_price_per_hour", "capacity_timeout"),
-            *("idle_timeout", "ready", "project"),
+            *("idle_timeout", "project"),
         )
     },
 }
@@ -42,6 +42,7 @@ _PHRASES: tuple[tuple[str, str], ...] = (
     (r"`?client\.sweep\(\)`?", "`cortecs-async sweep`"),
     (r", or accept this risk with AsyncCortecs\(guard=\"off\"\)", ""),
     (r"inst\.openai\(\) fails (after billing has started).*require_key=False", r"requests fail \1"),
+    (r"\bready='(\w+)'", r"--ready \1"),
     (r"\bcall (?=client\.)", "run "),
     (r"client\.instances\.list\(\)", "`cortecs-async ls`"),
     (r"client\.instances\.get\(\)", "`cortecs-async show`"),

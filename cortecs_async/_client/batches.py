@@ -130,7 +130,8 @@ class BatchMethods:
                 input was changed or removed while the batch was running.
             InvalidArgumentError: if another argument is invalid. Nothing was started.
             ConfigurationError: if there is no key, the transport is not available, or the input needs the
-                `zstd` extra. Nothing was started.
+                `zstd` extra. Nothing was started. The same error ends the batch if an endpoint rejects
+                the key in the test that `ready` asks for.
             BatchWriteError: if the output or a temporary file cannot be written, or another program removed
                 or changed the output. `path` is the file with the answers, or, for a temporary file, its
                 directory or an empty string.

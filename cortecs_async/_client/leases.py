@@ -90,8 +90,8 @@ class LeaseMethods:
                 Default: do not wait.
             ready: When the block begins. `status` (default): once the service reports the instance as
                 running. `models`: once its endpoint also lists its models. `answer`: once the model has also
-                answered a request for a single token. Both need the inference API key. See "Is it ready?" in
-                docs/instances.md.
+                answered a request for a single token. Both need the inference API key; without one, the
+                status decides. See "Is it ready?" in docs/instances.md.
             idle_timeout: Maximum time without a request. When it is reached, the block is cancelled, the
                 instance is released, and `LeaseIdleError` is raised. Requests of `inst.openai()`,
                 `inst.langchain()`, `inst.pydantic_ai()`, and `inst.map` count; for all others, call
@@ -111,14 +111,15 @@ class LeaseMethods:
             InvalidArgumentError: if an argument is invalid. No request is sent. On entry, if no hardware type
                 fits the model, the context length, and the limits. Nothing was started.
             ConfigurationError: if there are no credentials, or no key with `require_key=True`. No request is
-                sent.
+                sent. On entry, if the endpoint rejects the inference API key in the test that `ready` asks
+                for. The instance was deleted.
             RequestError: on entry, if the service rejects the start request or cannot be reached.
             LifecycleError: on entry, if the instance fails or is not usable in time.
             PriceUnknownError: on entry, if `max_cost`, `max_price_per_hour`, or `"cheapest"` needs a price
                 that the service does not return. Nothing was started.
             CapacityTimeoutError: on entry, if there is no capacity within `capacity_timeout`. Nothing was
                 started.
-            EndpointError: on entry, if the endpoint rejects the key, or its URL is not safe to use.
+            EndpointError: on entry, if the URL of the endpoint is not safe to send a key to.
             GuardError: on entry, if the reaper is required but does not work. Nothing was started.
             JournalError: on entry, if the journal is required but does not work. Nothing was started.
             AmbiguousStartError: on entry, if the response to the start request was lost and several

@@ -109,6 +109,7 @@ class Wiring:
             names=self._names,
             allow_insecure_http=allow_insecure_http,
             sources=settings.sources,
+            http_client=http_client,
         )
         self._has_checked_key = False
 

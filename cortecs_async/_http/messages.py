@@ -139,10 +139,10 @@ def outage(failure: Failure, url: str, *, counted: int) -> str:
     if failure.kind is FailureKind.TIMED_OUT:
         return f"{url} does not respond: {failure.detail}"
     status = failure.status or 0
-    return f"{url} returns {status} {_phrase(status)}" if status >= 500 and counted > 1 else ""
+    return f"{url} returns {status} {status_phrase(status)}" if status >= 500 and counted > 1 else ""
 
 
-def _phrase(status: int) -> str:
+def status_phrase(status: int) -> str:
     return http.client.responses.get(status, "(not a standard status)")
 
 
@@ -218,7 +218,7 @@ def _status_error(
 ) -> RequestError:
     status = failure.status or 0
     error_class = error_class_for(status)
-    phrase = _phrase(status)
+    phrase = status_phrase(status)
     if failure.reason:
         phrase += f": {failure.reason.rstrip('.')}"
     request_id = f" [request id {failure.request_id}]" if failure.request_id else ""

@@ -114,6 +114,7 @@ class InstanceLease(LeaseView):
             LeaseExpiredError: if `max_lifetime` or `max_cost` is reached before the instance is running.
             LifecycleError: if the instance fails or is not running in time.
             EndpointError: if the service returns a `base_url` that is not safe to send a key to.
+            ConfigurationError: if the endpoint rejects the inference API key in the test of `ready`.
             RequestTimeoutError: if no start request succeeded within `start_timeout`.
             RequestError: if the service rejects the start request or cannot be reached.
         """

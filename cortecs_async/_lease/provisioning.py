@@ -107,6 +107,12 @@ async def wait(state: LeaseState) -> None:
     """Wait until the instance is usable."""
     options, poll = state.options, state.services.poll
     instance_id = state.instance.instance_id
+    on_progress = options.on_progress
+    if options.ready != "status":
+        # Not at the top, because most leases do not need it.
+        from .readiness import until_ready  # noqa: PLC0415
+
+        on_progress = until_ready(on_progress)
     try:
         state.newest = await wait_until_running(
             state.services.instances.poller,
@@ -116,7 +122,7 @@ async def wait(state: LeaseState) -> None:
             began=state.on_loop(state.began),
             settle=0.0 if options.borrowed else poll.settle,
             known=state.newest,
-            on_progress=options.on_progress,
+            on_progress=on_progress,
         )
         problem = ""
     except StartTimeoutError as error:
@@ -134,6 +140,10 @@ async def wait(state: LeaseState) -> None:
             instance_id=instance_id,
         )
     _check_base_url(state)
+    if options.ready != "status":
+        from .readiness import wait_until_ready  # noqa: PLC0415  (see above)
+
+        await wait_until_ready(state)
     expected = state.services.instances.poller.expected
     # Without a reading, it may count as running because of the response to the start request.
     if state.held.key is not None and expected.visible_at(instance_id) < anyio.current_time():

@@ -18,6 +18,8 @@ from .._config import PollPolicy
 from .._credentials import Sources
 from .._errors import InvalidArgumentError
 from .._http.client import HTTP
+from .._http.connections import HTTPClient
+from .._logging import Event
 from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Observer, Operation, Source
 from .options import LeaseOptions
@@ -82,7 +84,12 @@ class HeldInstance:
 
 @frozen(kw_only=True)
 class LeaseServices:
-    """The services a client provides to its leases."""
+    """The services a client provides to its leases.
+
+    Attributes:
+        http_client: The caller's own HTTP client, if any.
+        logged: The events that a client logs only once, and has logged.
+    """
 
     http: HTTP
     instances: Instances
@@ -95,6 +102,8 @@ class LeaseServices:
     names: UnknownNames
     allow_insecure_http: bool = False
     sources: Sources = field(factory=Sources, repr=False)
+    http_client: HTTPClient | None = None
+    logged: set[Event] = field(factory=set)
 
 
 @define(eq=False, repr=False)

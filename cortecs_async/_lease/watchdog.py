@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import weakref
 from collections.abc import Callable
@@ -13,10 +12,10 @@ from attrs import define, field
 from .._aio.background import BackgroundTask
 from .._aio.scopes import CancellableBlock
 from .._api.domain import Instance
-from .._api.polling import ABSENCE_SPAN, TERMINAL_STATUSES
 from .._errors import InstanceLostError, LeaseExpiredError, LifecycleError, add_note
 from .._logging import Event, log
 from .endpoint_errors import is_endpoint_error
+from .loss import until_lost
 from .state import LeaseState
 
 # Seconds after which the clock is read again, because the machine may have been suspended.
@@ -75,8 +74,11 @@ class Watchdog:
         self._end(LeaseExpiredError, f"reached {self._state.limit}")
 
     async def _watch_instance(self) -> None:
-        state = await self._until_lost()
-        self._end(InstanceLostError, f"{state} while the block was running")
+        how = await until_lost(self._state, self.instance, self._update)
+        self._end(InstanceLostError, f"{how} while the block was running")
+
+    def _update(self, instance: Instance) -> None:
+        self.instance = instance
 
     def _end(self, error: type[LifecycleError], what: str) -> None:
         if self.verdict is None:
@@ -108,46 +110,3 @@ class Watchdog:
         if raised is not None:
             add_note(raised, f"{verdict}")
         return raised
-
-    async def _until_lost(self) -> str:
-        policy, expected = self._state.services.poll, self._state.services.instances.poller.expected
-        if expected.visible_at(self.instance.instance_id) > anyio.current_time():
-            # The response to the start request already reported it as running, so no reading has shown it
-            # yet. Read it once: otherwise, a teardown treats a missing instance as one that is not visible
-            # yet.
-            with contextlib.suppress(Exception):
-                await self._next(known=None)
-        while True:
-            try:
-                found = await self._next(known=self.instance)
-                if found is not None and not _is_lost(found):
-                    self.instance = found
-                    continue
-                # Get its status twice: one wrong response must not cancel the block.
-                await anyio.sleep(policy.min_interval)
-                found = await self._next(known=None, absence=0.0)
-                if found is None:
-                    self._state.held.missing_since = anyio.current_time() - ABSENCE_SPAN
-                    return "disappeared"
-                if _is_lost(found):
-                    return f"became {found.status!r}"
-            except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
-                log(
-                    Event.LEASE_UNREADABLE,
-                    instance_id=self.instance.instance_id,
-                    error_type=type(error).__name__,
-                    error=error,
-                )
-                await anyio.sleep(policy.lost_interval)
-
-    async def _next(self, *, known: Instance | None, absence: float = ABSENCE_SPAN) -> Instance | None:
-        services = self._state.services
-        poller, interval = services.instances.poller, services.poll.lost_interval
-        subscription = poller.subscribe(
-            self.instance.instance_id, known=known, absence=absence, interval=interval
-        )
-        return await poller.next(subscription)
-
-
-def _is_lost(instance: Instance | None) -> bool:
-    return instance is None or instance.status.lower() in TERMINAL_STATUSES

@@ -14,7 +14,7 @@ from cortecs_async.emulator._catalog import DetailShape, ModelsOption
 from cortecs_async.emulator._controls import Controls
 from cortecs_async.emulator._messages import ErrorBody
 from cortecs_async.emulator._routing import API
-from cortecs_async.emulator._settings import Settings, StartedAt
+from cortecs_async.emulator._settings import EndpointFault, Settings, StartedAt
 from cortecs_async.emulator._transport import EmulatorTransport
 
 # The date at which any clock other than the machine's own reads zero: 2025-01-01T00:00:00Z.
@@ -80,8 +80,10 @@ class Emulator(Controls):
         error_body: The body of a provisioning error. `"message"` or `"error"`: JSON with the message under
             that key. `"openai"`: the same format as inference errors. `"html"`: an HTML page. `"empty"`: no
             body.
-        endpoint_lag: Seconds for which the inference endpoint of an instance still returns a 502 with HTML
-            after the instance starts running.
+        endpoint_lag: Seconds for which the inference endpoint of an instance still fails after the instance
+            starts running.
+        endpoint_fault: How it fails until then. `"502"`: with the HTML page of a proxy. `"drop"`: the
+            connection is cut. `"hang"`: there is no response. `"garbage"`: with a 200 and an HTML page.
         root_url: The URL at which callers reach the emulator. Serving the emulator sets it.
         clock: Returns the current time in seconds, counted from any fixed point.
         sleep: Waits for a number of seconds, measured by the same clock.
@@ -137,6 +139,7 @@ class Emulator(Controls):
         status_words: Mapping[str, str] | None = None,
         error_body: ErrorBody = "message",
         endpoint_lag: float = 0.0,
+        endpoint_fault: EndpointFault = "502",
         root_url: str = "http://localhost",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[Any]] = anyio.sleep,
@@ -169,6 +172,7 @@ class Emulator(Controls):
             status_words=dict(status_words or {}),
             error_body=error_body,
             endpoint_lag=endpoint_lag,
+            endpoint_fault=endpoint_fault,
             # The machine's own clock shows true dates. Any other clock shows the same dates in every run.
             epoch=clock_skew + (time.time() - time.monotonic() if clock is time.monotonic else _EPOCH),
         )

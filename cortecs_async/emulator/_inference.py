@@ -112,12 +112,16 @@ def running_instance(account: Account, instance_id: str, now: float) -> Instance
     status = account.status(instance, now)
     if status != "running":
         raise ApiError(503, f"Instance {instance_id} is {status}.", code="instance_not_running")
-    settings = account.settings
-    if settings.endpoint_lag:
-        serves_from = instance.run.started_at + settings.ready_after + settings.endpoint_lag
-        if now < serves_from - EPSILON:
-            raise ApiError(502, f"The server of instance {instance_id} does not respond.", body="html")
+    if endpoint_lag(account, instance, now):
+        raise ApiError(502, f"The server of instance {instance_id} does not respond.", body="html")
     return instance
+
+
+def endpoint_lag(account: Account, instance: Instance, now: float) -> float:
+    """Return the seconds for which the endpoint of a running instance still fails."""
+    settings = account.settings
+    remaining = instance.run.started_at + settings.ready_after + settings.endpoint_lag - now
+    return remaining if settings.endpoint_lag and remaining > EPSILON else 0.0
 
 
 def check_model(instance: Instance, model: str) -> str:

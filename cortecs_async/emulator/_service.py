@@ -12,7 +12,7 @@ import attrs
 
 from cortecs_async.emulator._account import Account
 from cortecs_async.emulator._faults import Fault, FaultPlan, fault_response
-from cortecs_async.emulator._inference import running_instance
+from cortecs_async.emulator._inference import endpoint_lag, running_instance
 from cortecs_async.emulator._messages import ApiError, ErrorBody, Request, Response, error_response
 from cortecs_async.emulator._queue import Slot
 from cortecs_async.emulator._records import RequestRecord
@@ -78,16 +78,14 @@ class Service:
                 self._account.queues.pop(instance_id, None)
             crashes = self._crashes[instance_id]
             response, slot = self._receive(request, match, now, fault)
-        if fault is not None and fault.kind == "delay" and not fault.after:
+            hangs_for = self._lag(match, now) if self._settings.endpoint_fault == "hang" else 0.0
+        if hangs_for:
+            await self._sleep(hangs_for)
+        elif fault is not None and fault.kind == "delay" and not fault.after:
             response, slot = await self._begin_later(request, match, now, fault.seconds)
         if response is not None and slot is not None:
             response = await self._work(response, slot)
-        if fault is not None and fault.kind == "delay" and fault.after:
-            await self._sleep(fault.seconds)
-        if fault is not None and fault.kind in {"status", "garbage"}:
-            response = fault_response(fault, self._error_body(request))
-        elif kind == "drop":
-            response = None
+        response = await self._break(response, request, fault)
         if response is None:
             return None
         with self._lock:
@@ -110,6 +108,9 @@ class Service:
         """Process a request that has arrived. The response is None if that happens later or never."""
         if match.name in INFERENCE_ROUTES and now < self._up_at.get(match.params["instance_id"], now):
             return None, None
+        if self._settings.endpoint_fault != "502" and self._lag(match, now):
+            is_garbage = self._settings.endpoint_fault == "garbage"
+            return fault_response(Fault("garbage"), "openai") if is_garbage else None, None
         if fault is None or fault.after:
             return self._begin(request, match, now)
         if fault.kind == "omit":
@@ -117,6 +118,24 @@ class Service:
         if fault.kind == "late":
             self._delayed.append(_DelayedRequest(now + fault.seconds, request, match))
         return None, None
+
+    async def _break(
+        self, response: Response | None, request: Request, fault: Fault | None
+    ) -> Response | None:
+        """Delay or replace a response, or drop it."""
+        if fault is not None and fault.kind == "delay" and fault.after:
+            await self._sleep(fault.seconds)
+        if fault is not None and fault.kind in {"status", "garbage"}:
+            return fault_response(fault, self._error_body(request))
+        return None if fault is not None and fault.kind == "drop" else response
+
+    def _lag(self, match: Match, now: float) -> float:
+        """Return the seconds for which the endpoint that this request is for still fails."""
+        instance = self._account.instances.get(match.params.get("instance_id", ""))
+        if instance is None or match.name not in INFERENCE_ROUTES:
+            return 0.0
+        is_running = self._account.status(instance, now) == "running"
+        return endpoint_lag(self._account, instance, now) if is_running else 0.0
 
     async def _work(self, response: Response, slot: Slot) -> Response:
         """Wait until an answer is ready and return it, or return an error if the instance stops first."""

@@ -11,6 +11,7 @@ from cortecs_async.emulator._catalog import HARDWARE, DetailShape, Model, read_m
 from cortecs_async.emulator._messages import ErrorBody
 
 StartedAt = Literal["running", "accepted", "initialized", "first_running", "constant", "none", "local_time"]
+EndpointFault = Literal["502", "drop", "hang", "garbage"]
 
 _STATUSES: Final = ("pending", "running", "stopping", "stopped")
 # 31 years: more than any clock needs, and all timestamps still have four-digit years.
@@ -85,6 +86,7 @@ class Settings:
     status_words: Mapping[str, str] = attrs.field(validator=_known_statuses)
     error_body: ErrorBody = attrs.field(validator=attrs.validators.in_(get_args(ErrorBody)))
     endpoint_lag: float = attrs.field(validator=attrs.validators.ge(0))
+    endpoint_fault: EndpointFault = attrs.field(validator=attrs.validators.in_(get_args(EndpointFault)))
     epoch: float
     """The Unix time, on the service's clock, at which the clock was zero. Used for dates in responses."""
 

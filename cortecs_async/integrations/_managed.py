@@ -106,8 +106,8 @@ class NotReadyError(CortecsError, RuntimeError):
 class StartOptions(TypedDict, total=False):
     """The options of `client.instance` that background and shared instances accept, with the same meaning.
 
-    `max_lifetime` and `max_cost` limit the total of all instances that one block starts. Once a limit is
-    reached, no new instance is started.
+    The default of `ready` is `answer`. `max_lifetime` and `max_cost` limit the total of all instances that
+    one block starts. Once a limit is reached, no new instance is started.
     """
 
     context_length: int | None
@@ -161,7 +161,7 @@ class ManagedInstance(abc.ABC):
             raise InvalidArgumentError(f"Unknown option {', '.join(names)}{explained or choices}")
         # With a shorter pause, failing starts would follow each other without a break.
         self._pause = check_seconds("pause", pause, at_least=0.1)
-        self._options = _in_seconds(options)
+        self._options = _in_seconds({"ready": "answer", **options})
         self._state: State = Unavailable("stopped", "not entered")
         self._changed = Broadcast()
         self._reported: str | None = None  # the id of an instance to which a request failed

@@ -14,7 +14,6 @@ from typing import Any, Self
 
 from .. import InstanceHandle, InvalidArgumentError
 from .._batch.answers import AnswerLine, format_answer, format_error, format_value
-from .._batch.endpoints import ENDPOINT_OF_URL, find_problem
 from .._batch.format import ENCODER, Request, encode_utf8
 from .._batch.index import mark_done
 from .._batch.output import Output
@@ -23,6 +22,7 @@ from .._batch.request_queue import read_unanswered
 from .._batch.setup import check_path
 from .._durations import check_seconds
 from .._hints import hinted
+from .._lease.inference import ENDPOINT_OF_URL, find_problem
 from ..errors import BatchWriteError
 from ..types import Duration
 from ._fan_out_queue import Outcome

@@ -64,7 +64,7 @@ class ProvisioningBar:
         instance = progress.instance
         step = progress.leading
         label = progress.description
-        if step.num_steps:
+        if step.num_steps and progress.probe is None:
             label = f"{step.current_step}/{step.num_steps} {label}"
         if not self._console.is_interactive:
             self._console.print(

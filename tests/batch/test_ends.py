@@ -19,7 +19,7 @@ from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.errors import (
     BatchFileError,
     BatchWriteError,
-    EndpointError,
+    ConfigurationError,
     InstanceLostError,
     LeaseExpiredError,
     ServiceUnavailableError,
@@ -71,7 +71,7 @@ async def test_an_error_says_how_far_the_batch_came(
 ) -> None:
     expected = {
         "lost instance": InstanceLostError,
-        "wrong key": EndpointError,
+        "wrong key": ConfigurationError,
         "no capacity": ServiceUnavailableError,
         "budget": LeaseExpiredError,
         "full disk": BatchWriteError,

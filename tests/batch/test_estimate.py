@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cortecs_async._batch.endpoints import ENDPOINTS
 from cortecs_async._batch.estimate import Sizes
+from cortecs_async._lease.inference import ENDPOINTS
 
 TEXT = "x" * 400
 """A hundred tokens."""

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from cortecs_async._batch.answers import Usage, format_answer, format_error, parse_answer
 from cortecs_async._batch.canonical import is_legacy_id
-from cortecs_async._batch.endpoints import ENDPOINT_OF_URL, ENDPOINTS
 from cortecs_async._batch.format import BodyDefaults, Request, RequestParser, digest_custom_id
 from cortecs_async._batch.outcome import probe_request
+from cortecs_async._lease.inference import ENDPOINT_OF_URL, ENDPOINTS
 from cortecs_async.errors import BatchFileError
 
 SYSTEM = {"role": "system", "content": "Be brief."}

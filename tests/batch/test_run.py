@@ -33,7 +33,7 @@ from cortecs_async.errors import (
     LeaseExpiredError,
     ServiceUnavailableError,
 )
-from cortecs_async.types import BatchProgress, BatchReport
+from cortecs_async.types import BatchProgress, BatchReport, Ready
 
 pytestmark = pytest.mark.usefixtures("batch_without_threads")
 
@@ -77,7 +77,9 @@ async def run(client: AsyncCortecs, files: Files, emulator: Emulator, **options:
 
 
 def asked(emulator: Emulator, route: str = "chat") -> int:
-    return sum(each.route == route for each in emulator.requests)
+    """Count the requests, without the one with which each instance proves that it is ready."""
+    count = sum(each.route == route for each in emulator.requests)
+    return count - len(emulator.ledger) if route == "chat" else count
 
 
 async def test_every_request_gets_its_answer(world: World, files: Files) -> None:
@@ -285,14 +287,14 @@ class TestFailures:
     @grid(
         strength=1,
         fault=[
-            Fault("status", route="chat", status=500, times=4),
-            Fault("status", route="chat", status=429, times=40),
-            Fault("status", route="chat", status=503, times=12),
-            Fault("drop", route="chat", times=4),
-            Fault("drop", route="chat", when="after", times=4),
-            Fault("truncate", route="chat", times=4),
-            Fault("garbage", route="chat", times=4),
-            Fault("delay", route="chat", seconds=700.0, times=4),
+            Fault("status", route="chat", status=500, times=4, skip=1),
+            Fault("status", route="chat", status=429, times=40, skip=1),
+            Fault("status", route="chat", status=503, times=12, skip=1),
+            Fault("drop", route="chat", times=4, skip=1),
+            Fault("drop", route="chat", when="after", times=4, skip=1),
+            Fault("truncate", route="chat", times=4, skip=1),
+            Fault("garbage", route="chat", times=4, skip=1),
+            Fault("delay", route="chat", seconds=700.0, times=4, skip=1),
         ],
         anyio_backend=BACKENDS,
     )
@@ -353,10 +355,10 @@ class TestFailures:
     @grid(
         strength=1,
         fault=[
-            Fault("drop", route="chat", when="after", times=None),
-            Fault("garbage", route="chat", times=None),
-            Fault("delay", route="chat", seconds=100.0, times=None),
-            Fault("status", route="chat", status=429, times=None),
+            Fault("drop", route="chat", when="after", skip=1, times=None),
+            Fault("garbage", route="chat", skip=1, times=None),
+            Fault("delay", route="chat", seconds=100.0, skip=1, times=None),
+            Fault("status", route="chat", status=429, skip=1, times=None),
         ],
         anyio_backend=BACKENDS,
     )
@@ -376,19 +378,33 @@ class TestFailures:
     async def test_retry_after_is_honored(self, world: World, files: Files) -> None:
         files.write(1)
         async with world(step_seconds=0) as (emulator, client):
-            emulator.add_fault(Fault("status", route="chat", status=429, headers={"retry-after": "20"}))
+            fault = Fault("status", route="chat", status=429, headers={"retry-after": "20"}, skip=1)
+            emulator.add_fault(fault)
             report = await run(client, files, emulator)
         assert 20 <= report.seconds <= 22
 
-    async def test_a_rejected_key_ends_the_run_quickly(self, world: World, files: Files) -> None:
+    @grid(
+        case=[
+            ("answer", ConfigurationError, "rejected the inference API key from api_key=", 1),
+            ("status", EndpointError, "rejects the API key from api_key=", 20),
+        ],
+        anyio_backend=BACKENDS,
+    )
+    async def test_a_rejected_key_ends_the_run_quickly(
+        self, world: World, files: Files, case: tuple[Ready, type[Exception], str, int]
+    ) -> None:
+        ready, error, text, most = case
         files.write(1000)
         async with world() as (emulator, client):
-            with pytest.raises(EndpointError, match="rejects the API key") as caught:
+            with pytest.raises(error, match=text) as caught:
                 await client.run_batch(
-                    files.source, files.target, MODEL, HARDWARE, api_key="sk-wrong", concurrency=4
+                    *(files.source, files.target, MODEL, HARDWARE),
+                    api_key="sk-wrong",
+                    concurrency=4,
+                    ready=ready,
                 )
             assert emulator.existing == ()
-            assert asked(emulator) <= 20
+            assert sum(each.route == "chat" for each in emulator.requests) <= most
         assert "sk-wrong" not in repr(caught.value)
         assert not files.target.exists()
 
@@ -397,7 +413,7 @@ class TestFailures:
         """A server that restarts, or a proxy without its server, fails every request for a while."""
         files.write(100)
         async with world(answer_seconds=0.1) as (emulator, client):
-            fault = Fault("status", route="chat", status=status, skip=40, times=20)
+            fault = Fault("status", route="chat", status=status, skip=41, times=20)
             emulator.add_fault(fault)
             report = await run(client, files, emulator)
             # Small ones are tried, and not the rest of the file.
@@ -410,7 +426,7 @@ class TestFailures:
     ) -> None:
         files.write(200)
         async with world(answer_seconds=0.1, step_seconds=0) as (emulator, client):
-            emulator.add_fault(Fault("status", route="chat", status=status, times=40))
+            emulator.add_fault(Fault("status", route="chat", status=status, times=40, skip=1))
             report = await run(client, files, emulator, concurrency="auto")
         assert (report.succeeded, report.failed) == (200, 0)
         assert report.seconds < 60
@@ -450,7 +466,7 @@ class TestFailures:
         monkeypatch.setattr(_request_queue, "_MAX_RETRIES", 20)
         files.write(500)
         async with world() as (emulator, client):
-            emulator.add_fault(Fault("status", route="chat", status=429, skip=1, times=None))
+            emulator.add_fault(Fault("status", route="chat", status=429, skip=2, times=None))
             with anyio.move_on_after(20):
                 await run(client, files, emulator, concurrency=8)
             # Six attempts of each of those that wait or are under way, instead of one of everything.
@@ -459,7 +475,7 @@ class TestFailures:
     async def test_an_endpoint_that_does_not_answer_ends_the_run(self, world: World, files: Files) -> None:
         files.write(100)
         async with world() as (emulator, client):
-            emulator.add_fault(Fault("status", route="chat", status=503, skip=10, times=None))
+            emulator.add_fault(Fault("status", route="chat", status=503, skip=11, times=None))
             with pytest.raises(EndpointError, match=r"does not respond \(for"):
                 await run(client, files, emulator)
             assert emulator.existing == ()
@@ -476,6 +492,7 @@ class TestFailures:
                     "status",
                     route="chat",
                     status=400,
+                    skip=1,
                     body={"error": {"message": f"bad key {emulator.api_key}!"}},
                 )
             )
@@ -592,7 +609,8 @@ class TestInstances:
     async def test_a_finished_run_does_not_wait_for_retry_after(self, world: World, files: Files) -> None:
         files.write(40)
         async with world(answer_seconds=5.0) as (emulator, client):
-            emulator.add_fault(Fault("status", route="chat", status=429, headers={"Retry-After": "250"}))
+            fault = Fault("status", route="chat", status=429, headers={"Retry-After": "250"}, skip=1)
+            emulator.add_fault(fault)
             report = await run(client, files, emulator, instances=2, concurrency=4)
             assert emulator.existing == ()
         assert report.succeeded == 40
@@ -870,7 +888,7 @@ async def test_a_plan_changes_nothing(world: World, files: Files) -> None:
 async def test_a_plan_bounds_what_is_sent_again(world: World, files: Files) -> None:
     files.write(10)
     async with world() as (emulator, client):
-        emulator.add_fault(Fault("status", route="chat", status=400))
+        emulator.add_fault(Fault("status", route="chat", status=400, skip=1))
         assert (await run(client, files, emulator)).failed == 1
         kept = await client.plan_batch(files.source, files.target, MODEL)
         plan = await client.plan_batch(files.source, files.target, MODEL, retry_failed=True)

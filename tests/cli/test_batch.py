@@ -22,7 +22,6 @@ from click.testing import Result
 from rich.console import Console
 
 from cortecs_async import AsyncCortecs, CortecsError
-from cortecs_async._batch import health as _health
 from cortecs_async._cli import cli
 from cortecs_async._cli.batch import _report_facts
 from cortecs_async._cli.batch_display import LineDisplay, LiveDisplay, format_duration, format_number
@@ -106,7 +105,7 @@ def test_receipt_as_json(served: Emulator, call: Call) -> None:
 
 @pytest.mark.sockets
 def test_error_lines_have_their_own_exit_code(served: Emulator, call: Call) -> None:
-    served.add_fault(Fault("status", route="chat", status=400))
+    served.add_fault(Fault("status", route="chat", status=400, skip=1))
     done = call()
     assert done.exit_code == 3
     assert "answered      9 of 10" in done.stdout
@@ -218,10 +217,9 @@ def test_nothing_is_started_without_a_usable_inference_key(
 @pytest.mark.sockets
 def test_rejected_key_is_never_printed(served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-and-secret")
-    monkeypatch.setattr(_health, "KEY_TIMEOUT", 0.5)
     done = call(before=["-vv"])
     assert done.exit_code == 1
-    assert "rejects the API key from OPENAI_API_KEY" in done.stderr
+    assert "rejected the inference API key from OPENAI_API_KEY" in done.stderr
     assert "sk-wrong-and-secret" not in done.output
     assert served.existing == ()
 
@@ -297,6 +295,29 @@ def test_bars_fit_on_the_terminal(width: int) -> None:
     assert max(map(len, lines)) <= width
     assert len(lines) == 5
     assert "12,444 of 1,000,000 · 1% · 99 failed" in lines[2]
+
+
+@pytest.mark.parametrize("view", [LineDisplay, LiveDisplay])
+def test_an_instance_counts_as_running_once_its_endpoint_answers(
+    view: type[LineDisplay | LiveDisplay],
+) -> None:
+    console = Console(width=100, force_terminal=True, record=True, file=io.StringIO())
+    step = InitProgress(current_step=5, num_steps=5, description="Running")
+    instance = Instance(
+        instance_id="one",
+        base_url="http://localhost/v1",
+        instance_args=InstanceArgs(model_id="a--b"),
+        instance_status=InstanceStatus(status="running"),
+        worker_statuses=(WorkerStatus(init_progress=step),),
+    )
+    display = view(console)
+    display.provisioning(Progress(instance=instance, elapsed=1.0, probe="502 Bad Gateway"))
+    if isinstance(display, LiveDisplay):
+        console.print(display._render())
+    assert "waiting for the endpoint to answer (502 Bad Gateway)" in console.export_text()
+    display.provisioning(Progress(instance=instance, elapsed=9.0))
+    shown = console.export_text()
+    assert ("5/5 Running  9 s" if view is LineDisplay else "✓ one is running a/b after 9 s") in shown
 
 
 @pytest.mark.sockets

@@ -215,7 +215,7 @@ def test_ctrl_c_while_python_exits_does_not_change_the_exit_code(moment: str, tm
     [
         (("--max-lifetime", "1s"), {"answer_seconds": 0.3}, None, "--max-lifetime 1 s"),
         (("--hardware", "NVIDIA_L40S_1"), {"capacity": {"NVIDIA_L40S_1": 0}}, None, "capacity"),
-        ((), {}, Fault("status", route="chat", status=400), None),
+        ((), {}, Fault("status", route="chat", status=400, skip=1), None),
     ],
 )
 def test_the_last_lines_after_an_error(

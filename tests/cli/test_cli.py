@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from _command_line import call_command
 from _processes import reapers_of
+from attrs import evolve
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -149,16 +150,17 @@ def test_port_in_use_is_a_one_line_error() -> None:
 
 
 def test_options_reach_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[tuple[tuple[float, ...], float]] = []
+    served: list[tuple[tuple[float, ...], float, float]] = []
 
     def record(emulator: Any, **_: Any) -> None:
-        served.append((emulator._settings.list_lag, emulator._settings.clock_skew))
+        settings = emulator._settings
+        served.append((settings.list_lag, settings.clock_skew, settings.endpoint_lag))
 
     monkeypatch.setattr("cortecs_async.emulator.run_emulator", record)
-    for arguments in ([], ["--list-lag", "3", "--clock-skew", "-600"]):
+    for arguments in ([], ["--list-lag", "3", "--clock-skew", "-600", "--endpoint-lag", "9"]):
         result = CliRunner().invoke(cli, ["emulator", *arguments])
         assert (result.exit_code, result.output) == (0, "")
-    assert served == [((0.0,), 0.0), ((3.0,), -600.0)]
+    assert served == [((0.0,), 0.0, 0.0), ((3.0,), -600.0, 9.0)]
 
 
 def test_an_impossible_clock_skew_is_a_one_line_error() -> None:
@@ -278,11 +280,25 @@ def test_bar_disappears_once_all_instances_run(capsys: pytest.CaptureFixture[str
     assert shown.index("two") < shown.index("after the bar") < shown.rindex("three")
 
 
+def test_bar_stays_while_the_endpoint_is_tested(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProvisioningBar(Console(force_terminal=True, width=100)) as bar:
+        for probe in ("", "502 Bad Gateway", "connection lost"):
+            bar(evolve(progress("one", 5, status="running"), probe=probe))
+        assert "✓" not in capsys.readouterr().out
+        bar(progress("one", 5, status="running"))
+        assert capsys.readouterr().out.count("✓") == 1
+
+
 def test_bar_prints_a_line_per_change_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with ProvisioningBar(Console(width=20)) as bar:
         bar(progress("one", 2))
         bar(progress("one", 0, num_steps=0))
-    assert capsys.readouterr().out == "one  pending  2/5 [2]  2.0 s\none  pending  pending  0.0 s\n"
+        bar(evolve(progress("one", 5, status="running"), probe="502 Bad Gateway"))
+    assert capsys.readouterr().out.splitlines() == [
+        "one  pending  2/5 [2]  2.0 s",
+        "one  pending  pending  0.0 s",
+        "one  running  waiting for the endpoint to answer (502 Bad Gateway)  5.0 s",
+    ]
 
 
 @pytest.mark.sockets

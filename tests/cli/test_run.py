@@ -143,10 +143,37 @@ def test_plain_openai_script_talks_to_the_instance(emu: Emulator, tmp_path: Path
     assert emu.existing == ()
 
 
+def test_the_command_starts_once_the_model_has_answered(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(endpoint_lag=1.0) as emulator:
+        for name, value in emulator.env().items():
+            monkeypatch.setenv(name, value)
+        done = call("run", MODEL, "true")
+        assert (done.exit_code, emulator.existing) == (0, ())
+        assert "waiting for the endpoint to answer (502 Bad Gateway)" in done.stderr
+        statuses = [each.status for each in emulator.requests if each.route == "chat"]
+        assert statuses == [502] * (len(statuses) - 1) + [200]
+        assert len(statuses) > 1
+        before = len(emulator.requests)
+        assert call("run", "--ready", "status", MODEL, "true").exit_code == 0
+        assert "chat" not in {each.route for each in emulator.requests[before:]}
+
+
+def test_a_rejected_key_starts_no_command(
+    emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CORTECS_API_KEY", "sk-wrong-and-secret")
+    done = call("run", MODEL, "touch", str(tmp_path / "started"))
+    assert done.exit_code == 125
+    assert "rejected the inference API key from CORTECS_API_KEY" in done.stderr
+    assert "sk-wrong" not in done.output
+    assert not (tmp_path / "started").exists()
+    assert emu.existing == ()
+
+
 def test_environment_of_the_command(
     emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("CORTECS_API_KEY", "mine")
+    monkeypatch.setenv("CORTECS_API_KEY", emu.api_key)
     monkeypatch.setenv("KEPT", "yes")
     show = "import json, os, sys; json.dump([dict(os.environ), sys.argv], sys.stdout)"
     done = call(
@@ -171,12 +198,12 @@ def test_environment_of_the_command(
     assert entry.num_workers == 2
     assert {name: seen.get(name) for name in sorted(seen) if name.startswith(("OPENAI_", "CORTECS_"))} == {
         "CORTECS_API_BASE_URL": emu.api_base_url,
-        "CORTECS_API_KEY": "mine",
+        "CORTECS_API_KEY": emu.api_key,
         "CORTECS_CONFIG_FILE": os.devnull,
         "CORTECS_INSTANCE_ID": entry.instance_id,
         "CORTECS_MODEL": MODEL,
         "CORTECS_STATE_DIR": os.environ["CORTECS_STATE_DIR"],
-        "OPENAI_API_KEY": "mine",
+        "OPENAI_API_KEY": emu.api_key,
         "OPENAI_BASE_URL": f"{emu.root_url}/inference/{entry.instance_id}/v1",
         "OPENAI_MODEL": MODEL,
     }

@@ -74,6 +74,8 @@ def test_no_text_that_a_command_may_show_names_an_argument_or_a_method() -> None
             "Delete it with `cortecs-async rm --stop`",
         ),
         ("Increase start_timeout, or wait", "Increase --start-timeout, or wait"),
+        ("pass ready='status'.", "pass --ready status."),
+        ("is not ready yet", "is not ready yet"),
         ("max_cost=0.1 is less", "--max-cost 0.1 is less"),
         ("num_workers must be 1 to 8", "--workers must be 1 to 8"),
         ("check api_base_url (CORTECS_API_BASE_URL).", "check CORTECS_API_BASE_URL."),

@@ -67,6 +67,7 @@ def test_the_environment_points_at_it() -> None:
         {"status_words": {"deleted": "gone"}},
         {"error_body": "text"},
         {"endpoint_lag": -1.0},
+        {"endpoint_fault": "503"},
     ],
 )
 def test_invalid_settings_are_rejected(wrong: dict[str, Any]) -> None:

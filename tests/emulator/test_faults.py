@@ -306,3 +306,30 @@ async def test_inference_faults_speak_like_openai(emulate: Callable[..., Any]) -
 def test_an_invalid_fault_is_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         Fault(**wrong)
+
+
+@alternating("fault", ["drop", "hang", "garbage"])
+async def test_the_endpoint_of_a_new_instance_can_fail(fault: Any) -> None:
+    emulator = Emulator(endpoint_lag=20.0, endpoint_fault=fault, step_seconds=10.0, clock=anyio.current_time)
+    instance_id = emulator.start_instance(LLAMA)
+
+    async with emulator.http_client() as http:
+
+        async def infer(number: str) -> httpx.Response:
+            url = f"{emulator.root_url}/inference/{number}/v1/models"
+            headers = {"Authorization": f"Bearer {emulator.api_key}"}
+            return await http.get(url, headers=headers, timeout=None)
+
+        assert (await infer(instance_id)).status_code == 503  # not running
+        await anyio.sleep(41)
+        if fault == "garbage":
+            answer = await infer(instance_id)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        else:
+            with pytest.raises(httpx.RemoteProtocolError, match=DROPPED):
+                await infer(instance_id)
+            # A caller without a timeout waits until the server starts.
+            assert anyio.current_time() == pytest.approx(60 if fault == "hang" else 41)
+        await anyio.sleep(20)
+        assert (await infer(instance_id)).status_code == 200
+        assert (await infer("instance-1")).status_code == 404

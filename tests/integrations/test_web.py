@@ -468,6 +468,42 @@ async def test_a_503_says_why_in_words_for_strangers(world: World, fault: Fault,
             assert error.headers
 
 
+async def test_it_is_ready_once_its_model_has_answered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORTECS_API_KEY", "emulator-key")
+    async with world(step_seconds=10.0, endpoint_lag=100.0) as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            await anyio.sleep(100)
+            error = not_ready(instance)
+            assert error.reason == "starting"
+            assert error.detail.endswith("waiting for the endpoint to answer (502 Bad Gateway)")
+            await instance.wait()
+            assert 140 <= anyio.current_time() <= 145
+        async with BackgroundInstance(client, MODEL, HARDWARE, ready="status") as instance:
+            before = anyio.current_time()
+            await instance.wait()
+            assert anyio.current_time() - before <= 45
+        assert emu.existing == ()
+
+
+async def test_a_key_that_the_endpoint_rejects_is_final_after_five_instances(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORTECS_API_KEY", "another-key")
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            with pytest.raises(NotReadyError) as caught, anyio.fail_after(1000):
+                await instance.wait()
+            assert (caught.value.reason, caught.value.retry_after) == ("misconfigured", None)
+            assert "another-key" not in caught.value.detail
+        assert len(emu.ledger) == 5
+        assert emu.existing == ()
+
+
+def test_the_options_of_a_shared_instance_include_the_test() -> None:
+    assert SharedInstance(MODEL)._spec["options"]["ready"] == "answer"
+    assert SharedInstance(MODEL, ready="models")._spec["options"]["ready"] == "models"
+
+
 @pytest.mark.parametrize("status", [401, 402, 403])
 async def test_refusals_are_final_after_five_in_a_row(world: World, status: int) -> None:
     async with world() as (emu, client):

@@ -1,10 +1,11 @@
-"""The endpoints that a batch can use: the requests they accept, and the required fields of their answers.
+"""The requests that the endpoint of an instance accepts, and the required fields of their answers.
 
 They are vLLM's `run_batch` endpoints (chat, embeddings, score, rerank), plus completions and responses.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,6 +13,9 @@ from attrs import frozen
 
 # Maximum characters that a message repeats of an error inside an answer.
 _MAX_MESSAGE = 500
+
+# The keys under which an error's JSON holds the message. Servers differ.
+_ERROR_KEYS = ("error", "errors", "detail", "message", "msg", "title")
 
 # The statuses of a response that is not an answer. A list, because a status may be unhashable.
 _UNANSWERED = ["failed", "cancelled", "queued", "in_progress"]
@@ -22,7 +26,7 @@ _UNFINISHED = ["error", "abort"]
 
 @frozen(eq=False, kw_only=True)
 class Endpoint:
-    """An endpoint, for one kind of request.
+    """One kind of request.
 
     Attributes:
         path: The path of the endpoint, below a `base_url` that ends in `/v1`.
@@ -151,6 +155,34 @@ def find_problem(data: Mapping[str, Any], endpoints: Sequence[Endpoint] = _ALL) 
         ):
             return f"the response has no {_field(sorted(content_keys))}"
     return None
+
+
+def is_refusal(body: bytes) -> bool:
+    """Return whether this error comes from the model server rather than a proxy in front of it."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    if isinstance(data, str):
+        return bool(data.strip())
+    errors = data if isinstance(data, list) else [data]
+    return any(
+        isinstance(each, dict) and any(_has_text(each.get(key)) for key in _ERROR_KEYS) for each in errors
+    )
+
+
+def _has_text(value: object, depth: int = 4) -> bool:
+    """Return whether this is a message, or contains one.
+
+    OpenAI and vLLM send an object with a `message`, and FastAPI sends a list of objects with a `msg`. Others
+    send a string, or an object with the messages for each field.
+    """
+    if isinstance(value, str):
+        return bool(value.strip())
+    if depth == 0:
+        return False
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(_has_text(each, depth - 1) for each in entries)
 
 
 def _field(names: Iterable[str]) -> str:
