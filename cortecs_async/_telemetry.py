@@ -40,6 +40,9 @@ class LeaseInfo:
         cost: Estimated cost, set at the end of the lease, or None if no price is known, or if the instance
             was `found`, because its owner pays for it.
         currency: The currency of `cost`, as reported by the service.
+        hardware_reason: Why this hardware type was used, or an empty string if there was no choice. See
+            `Receipt`.
+        capacity_wait: Seconds the lease waited for capacity before the start request was sent.
 
     Example:
         class Bill(Telemetry):
@@ -61,6 +64,8 @@ class LeaseInfo:
     request_id: str | None = None
     cost: float | None = None
     currency: str = ""
+    hardware_reason: str = ""
+    capacity_wait: float = 0.0
 
 
 @frozen(kw_only=True)

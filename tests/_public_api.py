@@ -23,7 +23,7 @@ _STATE = {"next_report", "report_id", "state_after"}
 INNER = {
     "BackgroundInstance": _STATE,
     "Emulator": {"exchange"},
-    "HardwareTypes": {"list_once"},
+    "HardwareTypes": {"list_available_once", "list_once"},
     "InstanceLease": {"into_handle"},
     "Instances": {
         "find_or_start",

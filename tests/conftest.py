@@ -127,6 +127,7 @@ def _repeatable_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the random pauses before retries, and the order of trio's tasks, the same in every run."""
     seeded = SimpleNamespace(Random=lambda: random.Random(0))
     monkeypatch.setattr("cortecs_async._http.client.random", seeded)
+    monkeypatch.setattr("cortecs_async._lease.capacity.random", seeded)
     monkeypatch.setattr("cortecs_async._batch.outcome._rng", random.Random(0))
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
     trio._core._run._r.seed(0)

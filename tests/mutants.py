@@ -68,6 +68,63 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # Hardware and capacity
+    Mutant(
+        "tries the next hardware type although an earlier start request may have worked",
+        "_lease/hardware.py",
+        " or attempt.not_seen or failure is None:",
+        " or failure is None:",
+        "lease/test_hardware.py::TestLeases::test_a_refusal_after_an_unknown_outcome_is_not_certain",
+    ),
+    Mutant(
+        "tries the next hardware type after a 402",
+        "_lease/hardware.py",
+        "return failure if failure.reason and is_about_hardware else None",
+        "return failure if failure.reason else None",
+        "lease/test_hardware.py::TestLeases::test_a_rejection_of_the_account",
+    ),
+    Mutant(
+        "uses the cheapest of the hardware types with a known price",
+        "_lease/hardware.py",
+        "if unpriced and (is_cheapest or not fitting):",
+        "if unpriced and not fitting:",
+        "lease/test_hardware.py::TestChoice::test_the_cheapest_is_not_known_without_all_prices",
+    ),
+    Mutant(
+        "limits the cost by the price of the first hardware type",
+        "_lease/provisioning.py",
+        "            self.set_limit(args)\n",
+        "            pass\n",
+        "lease/test_hardware.py::TestLeases::test_the_lifetime_is_that_of_the_hardware_that_is_used",
+    ),
+    Mutant(
+        "counts the wait for capacity towards start_timeout",
+        "_lease/candidates.py",
+        "            state.began = state.now()\n",
+        "",
+        "lease/test_capacity.py::TestOneLease::test_start_timeout_begins_when_there_is_capacity",
+    ),
+    Mutant(
+        "lets a lease that needs many workers block those that need few",
+        "_lease/capacity.py",
+        "or waiter.workers < self._refused[each].workers)",
+        "or False)",
+        "lease/test_capacity.py::TestManyLeases::test_a_lease_that_needs_more_does_not_block_the_others",
+    ),
+    Mutant(
+        "gives the turn to a lease that came later",
+        "_lease/capacity.py",
+        "return offer if each is waiter else ()",
+        "return self._open_to(waiter)",
+        "lease/test_capacity.py::TestManyLeases::test_one_poller_and_one_turn",
+    ),
+    Mutant(
+        "relies on an old list of available hardware",
+        "_lease/capacity.py",
+        "                self._listed, self._refused, self._next_poll = frozenset(), {}, math.inf\n",
+        "                pass\n",
+        "lease/test_capacity.py::TestManyLeases::test_an_old_list_is_forgotten",
+    ),
     # The journal
     Mutant(
         "lets a lease hand out clients of an instance that it has released",
@@ -1407,15 +1464,15 @@ MUTANTS = [
     Mutant(
         "does not enforce max_cost while a start hangs",
         "_lease/provisioning.py",
-        "        attempt.on_sent = partial(_limit, state, scope)\n",
+        "            attempt.on_sent = partial(_limit, state, self.scope)\n",
         "",
         "lease/test_pricing.py::test_max_cost_also_counts_while_a_start_hangs",
     ),
     Mutant(
         "lets a price list for receipts take the slot of a start",
         "_api/resources.py",
-        "            priority=Priority.POLL,\n",
-        "",
+        ", retried=False, priority=Priority.POLL)",
+        ", retried=False)",
         "lease/test_pricing.py::test_a_price_list_that_hangs_takes_no_slot_of_the_starts",
     ),
     Mutant(

@@ -41,6 +41,7 @@ def blocks(language: str) -> dict[str, list[str]]:
 
 
 def shown(text: str) -> str:
+    text = re.sub(r"(waiting for capacity: \w+  )\d\.\d s", r"\g<1>0.3 s", text)
     return re.sub(r"emulator-request-\d+", "7f3a", text)
 
 
@@ -63,6 +64,7 @@ PREPARED: dict[str, Callable[[Emulator], object]] = {
     "Rejected credentials": lambda emu: emu.add_fault(
         Fault("status", route="token", status=401, body={"message": "Invalid client credentials."})
     ),
+    "Unknown price": lambda emu: emu.set_price_info("NVIDIA_L4_1", {"price": "on request"}),
     "Balance used up": lambda emu: emu.add_fault(
         Fault("status", route="start", status=402, body={"message": "The balance is used up."})
     ),

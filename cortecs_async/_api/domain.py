@@ -185,9 +185,12 @@ class Instance(Row):
 class Progress(Row):
     """A change of an instance while it starts, as passed to `on_progress`.
 
+    While a lease waits for capacity, there is no instance yet, and you get one of these every minute: its
+    instance has an empty id and the status `waiting_for_capacity`, and `description` says what it waits for.
+
     Attributes:
         instance: The snapshot that showed the change.
-        elapsed: Seconds since the start request.
+        elapsed: Seconds since the start request or, while waiting for capacity, since the block was entered.
         probe: While the endpoint of the running instance is tested (see `ready` in `client.instance`): the
             result of the last test request, such as `502 Bad Gateway`, or an empty string before the first.
             Otherwise None.
@@ -249,7 +252,7 @@ class Progress(Row):
         return ": ".join(filter(None, (number, step.description)))
 
     def __str__(self) -> str:
-        status = f"{self.instance.instance_id} {self.instance.status}"
+        status = f"{self.instance.instance_id} {self.instance.status}".lstrip()
         return joined(status, self._step, duration_text(self.elapsed))
 
     def _columns(self) -> Mapping[str, object]:

@@ -107,7 +107,7 @@ class InstanceRequests:
     async def find_or_start(
         self,
         args: InstanceArgs,
-        *,
+        *others: InstanceArgs,
         start: Callable[[], Awaitable[Instance]],
         restart: Callable[[Instance], Awaitable[Instance]] | None = None,
         found: Callable[[Instance], None] | None = None,
@@ -115,6 +115,7 @@ class InstanceRequests:
     ) -> Instance:
         """Find, restart, or start an instance with these arguments, as `ensure` does, without waiting for it.
 
+        With `others`, an instance may also have those arguments. Earlier arguments are preferred.
         `found` is called with an instance that was already running or starting. `restart` replaces a plain
         restart. With `tagged`, the context length may be smaller by a tag.
         """
@@ -132,7 +133,8 @@ class InstanceRequests:
                 if each.instance_args.model_id == args.model_id and each.instance_id not in self.releasing
             ]
             model = await self._models.get(args.model_id) if same_model else None
-            existing = choose(same_model, args, model, tagged=tagged)
+            found_for = (choose(same_model, each, model, tagged=tagged) for each in (args, *others))
+            existing = next(filter(None, found_for), None)
             if existing is None:
                 return await start()
             instance_id = existing.instance_id

@@ -134,14 +134,7 @@ class HardwareTypes:
 
     async def list_once(self) -> Listing[HardwareType]:
         """Return all hardware types, without retries and without waiting for a free slot."""
-        call = Call(
-            method="GET",
-            path="/hardware-types/",
-            authenticated=False,
-            retried=False,
-            priority=Priority.POLL,
-        )
-        return self._reader.read(await self._send(call), decode_hardware_types)
+        return self._reader.read(await self._send(_once("/hardware-types/")), decode_hardware_types)
 
     async def list_available(self) -> Listing[HardwareType]:
         """Return the hardware types that currently have free capacity.
@@ -158,6 +151,14 @@ class HardwareTypes:
         """
         reply = await self._send(Call(method="GET", path="/hardware-types/available", authenticated=False))
         return self._reader.read(reply, decode_hardware_types)
+
+    async def list_available_once(self) -> Listing[HardwareType]:
+        """Return the types with free capacity, without retries and without waiting for a free slot."""
+        return self._reader.read(await self._send(_once("/hardware-types/available")), decode_hardware_types)
+
+
+def _once(path: str) -> Call:
+    return Call(method="GET", path=path, authenticated=False, retried=False, priority=Priority.POLL)
 
 
 @hinted

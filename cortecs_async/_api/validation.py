@@ -87,6 +87,11 @@ def check_start(
     billing_interval: BillingInterval,
 ) -> InstanceArgs:
     """Check the arguments of a start request against the published reference and return them."""
+    if hardware_type_id == CHEAPEST or isinstance(hardware_type_id, (list, tuple)):
+        raise InvalidArgumentError(
+            f"hardware_type_id must be a single id here, not {hardware_type_id!r}. client.instance, acquire, "
+            "and run_batch accept a list or 'cheapest'."
+        )
     if hardware_type_id is not None:
         _check_segment("hardware_type_id", hardware_type_id)
     if context_length is not None:

@@ -67,7 +67,8 @@ class BatchPlan:
         longest_tokens: Estimated tokens of that prompt, plus the limit of its answer, if any.
         context_length: Maximum tokens of a prompt and its answer together, or None if unknown.
         model: The endpoint's name for the model.
-        hardware_type_id: The hardware type, or None if unknown.
+        hardware_type_id: The hardware type to try first, or None if unknown.
+        hardware_reason: Why it is tried first, or an empty string if there is no choice. See `Receipt`.
         is_available: Whether that hardware is currently available, or None if unknown.
         instances: Number of instances to start.
         num_workers: Number of workers per instance.
@@ -102,6 +103,7 @@ class BatchPlan:
     balance: float | None = None
     currency: str = ""
     balance_currency: str = ""
+    hardware_reason: str = ""
 
     def __str__(self) -> str:
         runs = f"{self.model} on {self.hardware_type_id}" if self.hardware_type_id else self.model

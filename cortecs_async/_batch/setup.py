@@ -23,8 +23,10 @@ from .._config import Settings
 from .._durations import Duration, check_seconds
 from .._errors import BatchFileError, InvalidArgumentError
 from .._http.connections import HTTPClient
+from .._lease.hardware import choose_hardware
 from .._lease.lease import InstanceLease
 from .._lease.options import LeaseOptions
+from .._lease.pricing import read_price
 from .._public import publish_loaded
 from .._secrets import Hidden, Secret
 from .plan import BatchOptions, BatchPlan, measure_left, run_preflight
@@ -61,17 +63,25 @@ def new_batch(
 
 
 async def plan(
-    options: BatchOptions, args: InstanceArgs, models: Models, hardware_types: HardwareTypes, user: User
+    options: BatchOptions, lease: LeaseOptions, models: Models, hardware_types: HardwareTypes, user: User
 ) -> BatchPlan:
     """Return the plan of a batch: the contents of the files, the hardware, the price, and the balance."""
     with closing(await run_preflight(options, None)) as preflight:
         left = await run_stoppable(lambda stopped: measure_left(preflight, stopped))
-    model = await models.get(args.model_id)
-    args = with_defaults(args, model)
-    _check_context_length(model, args)
-    hardware_type_id = args.hardware_type_id
+    model = await models.get(lease.args.model_id)
+    args = with_defaults(lease.args, model)
+    if not lease.hardware:
+        _check_context_length(model, args)
     types = {each.hardware_type_id: each for each in await hardware_types.list()}
     available = {each.hardware_type_id for each in await hardware_types.list_available()}
+    reason = ""
+    if lease.selects_hardware:
+        prices = {name: read_price(each) for name, each in types.items()}
+        selection = choose_hardware(lease, model, prices.get)
+        selection.begin_round(available)
+        args = with_defaults(selection.in_order()[0], model)
+        reason = selection.reason(args.hardware_type_id)
+    hardware_type_id = args.hardware_type_id
     hardware = types.get(hardware_type_id or "")
     price = hardware.price_per_minute if hardware is not None else None
     balance = await user.balance()
@@ -83,6 +93,7 @@ async def plan(
         left_completion_tokens=left.max_completion_tokens(args.context_length),
         model=args.hf_name,
         hardware_type_id=hardware_type_id,
+        hardware_reason=reason,
         is_available=hardware_type_id in available if hardware_type_id else None,
         instances=instances,
         num_workers=args.num_workers,

@@ -60,6 +60,7 @@ _SPEEDS = (500, 2_500, 10_000)
 
 _PLAN_ARGUMENTS = (
     *("input", "output", "model_id", "hardware_type_id", "context_length", "num_workers", "instances"),
+    "max_price_per_hour",
     *("retry_failed", "override_model", "text", "system", "max_tokens", "temperature"),
 )
 
@@ -306,12 +307,13 @@ def _left_running(report: BatchReport, error: BaseException | None) -> str:
 def _plan_facts(plan: BatchPlan) -> list[tuple[str, str]]:
     workers = "" if plan.num_workers == 1 else f", {plan.num_workers} workers each"
     hardware = {True: "available now", False: "NOT available now", None: "availability unknown"}
+    reason = f" ({plan.hardware_reason})" if plan.hardware_reason else ""
     balance = plan.balance
     return [
         ("requests", f"{plan.total:,}, {plan.left:,} remaining"),
         ("error lines", f"{plan.failed:,} (--retry-failed retries them)" if plan.failed else ""),
         ("model", plan.model),
-        ("hardware", f"{plan.hardware_type_id or 'unknown'}, {hardware[plan.is_available]}"),
+        ("hardware", f"{plan.hardware_type_id or 'unknown'}{reason}, {hardware[plan.is_available]}"),
         ("instances", f"{plan.instances}{workers}"),
         ("prompts", f"about {plan.prompt_tokens:,} tokens in total (one per four bytes)"),
         (

@@ -50,7 +50,7 @@ class LineDisplay(BatchDisplay):
         self._is_complete = False
 
     def provisioning(self, progress: Progress) -> None:
-        self._print(f"{progress.instance.instance_id}  {_step(progress)}  {progress.elapsed:.0f} s")
+        self._print(f"{progress.instance.instance_id}  {_step(progress)}  {progress.elapsed:.0f} s".lstrip())
 
     def progress(self, progress: BatchProgress) -> None:
         super().progress(progress)
@@ -85,6 +85,7 @@ class LiveDisplay(BatchDisplay):
 
     def provisioning(self, progress: Progress) -> None:
         instance = progress.instance
+        self._starting.pop("", None)  # the row of the instances that wait for capacity
         if progress.is_complete:
             self._starting.pop(instance.instance_id, None)
             model = instance.instance_args.hf_name

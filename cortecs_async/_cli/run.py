@@ -36,7 +36,8 @@ LEASE_FAILED = 125
 
 _COMMAND = "cortecs_async.command"
 
-_HARDWARE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+_TYPE = r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+"
+_HARDWARE = re.compile(rf"cheapest|{_TYPE}(,{_TYPE})*")
 
 
 class _RunCommand(Command):
@@ -107,7 +108,7 @@ def _at_separator(args: list[str], end: int, start: int = 0) -> tuple[list[str],
 
 
 def is_hardware(word: str) -> bool:
-    """Return whether a word is a hardware type, such as NVIDIA_H100_1, and not the name of a program."""
+    """Return whether a word selects hardware, such as NVIDIA_H100_1, and is not the name of a program."""
     return _HARDWARE.fullmatch(word) is not None and shutil.which(word) is None
 
 
@@ -208,6 +209,8 @@ def _print_receipt(lease: InstanceLease | None, exit_code: int) -> None:
 async def _run_command(command: list[str], lease: InstanceLease) -> int:
     if not is_verbose():  # with --verbose, the log contains it
         print_note(f"{lease.instance_id} is running at {lease.base_url}")
+        if lease.receipt.hardware_reason:
+            print_note(f"Hardware: {lease.receipt.hardware_type_id}, {lease.receipt.hardware_reason}")
     child = ChildProcess(command, _environment(lease))
     try:
         async with child:

@@ -9,6 +9,7 @@ import click
 
 from .. import AsyncCortecs, CortecsError, Instance, InstanceHandle, RequestError
 from ..signals import cancel_on_sigterm
+from ..types import LeaseInfo, PhaseEnd, Telemetry
 from .command import cli_command
 from .options import Hardware, duration, json_option, limit_options, ready_option, start_options
 from .output import (
@@ -154,11 +155,25 @@ async def _report(client: AsyncCortecs, instance: Instance, timeout: float | Non
             _print(instance, as_json=True)
 
 
+class _HardwareChoice(Telemetry):
+    """Keeps the hardware of a lease, because a handle does not have it."""
+
+    hardware: str | None = None
+    reason: str = ""
+
+    def end(self, phase: str, lease: LeaseInfo, begun: object, end: PhaseEnd) -> None:  # noqa: ARG002
+        self.hardware, self.reason = lease.hardware_type_id, lease.hardware_reason
+
+
 async def _acquire(
     model: str, hardware: Hardware, options: dict[str, Any], timeout: float, as_json: bool
 ) -> None:
     # The reaper is required, because only it can enforce the limit after this command has exited.
-    async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="required") as client:
+    hardware_choice = _HardwareChoice()
+    async with (
+        cancel_on_sigterm(*termination_signals()),
+        AsyncCortecs(guard="required", telemetry=hardware_choice) as client,
+    ):
         try:
             with start_progress() as on_progress:
                 handle = await client.acquire(
@@ -178,6 +193,8 @@ async def _acquire(
             f"A background process on this machine deletes it: {end}\n"
             f"To delete it earlier: cortecs-async rm --stop {handle.instance_id}"
         )
+        if hardware_choice.reason:
+            print_note(f"Hardware: {hardware_choice.hardware}, {hardware_choice.reason}")
 
 
 def _print(started: Instance | InstanceHandle, *, as_json: bool) -> None:

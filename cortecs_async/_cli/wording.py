@@ -49,6 +49,7 @@ _PHRASES: tuple[tuple[str, str], ...] = (
     (r"client\.instances\.stop\(\)", "`cortecs-async stop`"),
     (r"client\.models\.list\(\)", "`cortecs-async models`"),
     (r"client\.hardware_types\.list_available\(\)", "`cortecs-async hardware --available`"),
+    (r"client\.instance, acquire, and run_batch", "`cortecs-async run`, `start`, and `batch`"),
     (r"client\.user\.balance\(\)", "`cortecs-async balance`"),
 )
 

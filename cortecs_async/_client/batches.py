@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from .._api.validation import BillingInterval, check_start
+from .._api.validation import BillingInterval
 from .._durations import Duration
 from .._errors import InvalidArgumentError
 from .._hints import hinted
@@ -204,10 +204,11 @@ class BatchMethods:
         input: str | os.PathLike[str],  # noqa: A002  (the plain word is the clearest name)
         output: str | os.PathLike[str],
         model_id: str,
-        hardware_type_id: str | None = None,
+        hardware_type_id: str | Sequence[str] | None = None,
         *,
         context_length: int | None = None,
         num_workers: int = 1,
+        max_price_per_hour: float | None = None,
         instances: int = 1,
         retry_failed: bool = False,
         override_model: bool = False,
@@ -225,9 +226,12 @@ class BatchMethods:
             input: The file of requests, as in `run_batch`.
             output: The file for the answers, as in `run_batch`. It is not changed.
             model_id: The model, as `org/name` or `org--name`.
-            hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
+            hardware_type_id: The GPU set of each worker, a list in order of preference, or `"cheapest"`, as
+                in `instance`. The plan is for the one that would be tried first now. Default: the model's
+                `recommended_config`.
             context_length: Maximum context length, in tokens. Same default as in `instance`.
             num_workers: Number of workers of each instance, 1 to 8. Default: 1.
+            max_price_per_hour: Maximum list price per hour of each instance, as in `instance`.
             instances: How many instances to use. Default: 1.
             retry_failed: If True, retry requests whose output line is an error.
             override_model: If True, use `model_id` even for requests that specify a different one.
@@ -238,8 +242,10 @@ class BatchMethods:
 
         Raises:
             BatchFileError: if a file is invalid. `line` is the line number.
-            InvalidArgumentError: if the model does not run on the hardware, or the context length is too
-                long.
+            InvalidArgumentError: if the model does not run on the hardware, the context length is too long,
+                or the hardware costs more than `max_price_per_hour`.
+            PriceUnknownError: if `max_price_per_hour` or `"cheapest"` needs a price that the service does not
+                return.
             RequestError: if the service cannot be reached or does not have the model.
 
         Example:
@@ -251,11 +257,14 @@ class BatchMethods:
         from .._batch.plan import BatchOptions  # noqa: PLC0415
         from .._batch.setup import check_path, plan  # noqa: PLC0415
 
-        args = check_start(model_id, hardware_type_id, context_length, num_workers, "per_minute")
+        lease = start_options(
+            *(model_id, hardware_type_id, context_length, num_workers, "per_minute"),
+            max_price_per_hour=max_price_per_hour,
+        )
         options = BatchOptions(
             source=check_path("input", input),
             target=check_path("output", output),
-            model=args.hf_name,
+            model=lease.args.hf_name,
             instances=instances,
             retry_failed=retry_failed,
             override_model=override_model,
@@ -265,4 +274,4 @@ class BatchMethods:
             temperature=temperature,
         )
         endpoints = self._wiring.own
-        return await plan(options, args, endpoints.models, endpoints.hardware_types, endpoints.user)
+        return await plan(options, lease, endpoints.models, endpoints.hardware_types, endpoints.user)

@@ -21,6 +21,7 @@ from .._durations import Duration, check_seconds
 from .._errors import ConfigurationError
 from .._http.client import HTTP
 from .._http.connections import HTTPClient
+from .._lease.capacity import CapacityQueue
 from .._lease.handle import InstanceHandle
 from .._lease.lease import InstanceLease
 from .._lease.options import LeaseOptions
@@ -91,6 +92,7 @@ class Wiring:
         self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)
         self.own: Endpoints = self.endpoints(self.http.request)
         models = Models(self.http.request_for_lease, leased.reader)
+        hardware_types = HardwareTypes(self.http.request_for_lease, leased.reader)
         self._services = LeaseServices(
             http=self.http,
             instances=leased,
@@ -104,7 +106,8 @@ class Wiring:
                 settings=settings,
                 observer=self._observer,
             ),
-            prices=Prices(HardwareTypes(self.http.request_for_lease, leased.reader), models),
+            prices=Prices(hardware_types, models),
+            capacity=CapacityQueue(hardware_types),
             observer=self._observer,
             names=self._names,
             allow_insecure_http=allow_insecure_http,

@@ -146,7 +146,7 @@ class GuardError(CortecsError, RuntimeError):
 
 
 class PriceUnknownError(CortecsError, ValueError):
-    """The price of the hardware is unknown, so `max_cost` cannot be enforced.
+    """The price of the hardware is unknown, but `max_cost`, `max_price_per_hour`, or `"cheapest"` needs it.
 
     Why: The service returns no usable price for this hardware. Nothing was started.
 

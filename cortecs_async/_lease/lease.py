@@ -103,9 +103,11 @@ class InstanceLease(LeaseView):
         If this raises, any instance it started has been stopped and deleted.
 
         Raises:
-            InvalidArgumentError: if the lease was already entered, or `max_cost` does not cover one billing
-                interval.
-            PriceUnknownError: if `max_cost` needs a price that the service does not return.
+            InvalidArgumentError: if the lease was already entered, if `max_cost` does not cover one billing
+                interval, or if no hardware type fits.
+            PriceUnknownError: if `max_cost`, `max_price_per_hour`, or `"cheapest"` needs a price that the
+                service does not return.
+            CapacityTimeoutError: if there is no capacity within `capacity_timeout`. Nothing was started.
             GuardError: if a required reaper is not running or cannot connect to the service. Nothing was
                 started.
             JournalError: if a required journal cannot be written. Nothing was started.
@@ -171,7 +173,7 @@ class InstanceLease(LeaseView):
             if state.held.attempt is not None and state.held.attempt.not_seen:
                 add_note(error, _NOT_SEEN)
             # Last, because this must not delay or change what happens to the instance.
-            await self._services.names.explain(error, encode_start(self._options.args))
+            await self._services.names.explain(error, encode_start(self._state.args))
             raise
         self._phase = _Phase.RUNNING
         log(

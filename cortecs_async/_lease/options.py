@@ -104,6 +104,11 @@ class LeaseOptions:
         if self.on_progress is not None and not callable(self.on_progress):
             raise InvalidArgumentError("on_progress must be callable")
 
+    @property
+    def selects_hardware(self) -> bool:
+        """Whether the hardware is chosen before the start request, or waited for."""
+        return bool(self.hardware) or self.max_price_per_hour is not None or self.capacity_timeout is not None
+
 
 def start_options(
     model_id: str,

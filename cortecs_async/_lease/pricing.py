@@ -68,6 +68,9 @@ class Receipt(Row):
         currency: The currency, as reported by the service, or an empty string if unknown.
         released: Whether the lease has released the instance. If False, the instance may still be billed:
             during the block, after a block whose instance keeps running, and if the release failed.
+        hardware_type_id: The hardware type of each worker, or None if unknown.
+        hardware_reason: Why this hardware type was used, such as `second choice: NVIDIA_L40S_1 had no
+            capacity` or `cheapest of 3 available`. An empty string if there was no choice.
 
     Example:
         async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
@@ -83,6 +86,8 @@ class Receipt(Row):
     cost: float | None
     currency: str = ""
     released: bool = False
+    hardware_type_id: str | None = None
+    hardware_reason: str = ""
 
     @property
     def _intervals(self) -> str:
@@ -93,11 +98,13 @@ class Receipt(Row):
         workers = "" if self.num_workers == 1 else f" for {self.num_workers} workers"
         cost = money_text(self.cost, self.currency)
         cost = f"about {cost}" if cost else "at an unknown price"
-        return f"{self.seconds:.0f} s, billed as {self._intervals}{workers}, {cost}"
+        hardware = f", on {self.hardware_type_id} ({self.hardware_reason})" if self.hardware_reason else ""
+        return f"{self.seconds:.0f} s, billed as {self._intervals}{workers}, {cost}{hardware}"
 
     def _columns(self) -> Mapping[str, object]:
         return {
             "instance": self.instance_id,
+            "hardware": self.hardware_type_id,
             "seconds": f"{self.seconds:.0f}",
             "billed": self._intervals,
             "workers": self.num_workers,
@@ -115,6 +122,11 @@ def interval_cost(price: Price, args: InstanceArgs) -> float:
     return (price.per_hour if args.billing_interval == "per_hour" else price.per_minute) * args.num_workers
 
 
+def hourly_cost(price: Price, args: InstanceArgs) -> float:
+    """Return the cost of an hour for all workers, with the billing interval of `args`."""
+    return interval_cost(price, args) * 3600.0 / _interval_seconds(args.billing_interval)
+
+
 def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price | None) -> Receipt:
     intervals = intervals_begun(seconds, args.billing_interval)
     return Receipt(
@@ -125,6 +137,7 @@ def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price |
         num_workers=args.num_workers,
         cost=None if price is None else intervals * interval_cost(price, args),
         currency=price.currency if price else "",
+        hardware_type_id=args.hardware_type_id,
     )
 
 
@@ -199,9 +212,9 @@ class Prices:
         finally:
             self._prefetching = None
 
-    async def limit(self, options: LeaseOptions) -> tuple[float, str]:
-        """Return the number of seconds an instance can run, and the limit as text: `max_lifetime=60 s`."""
-        args, max_lifetime, max_cost = options.args, options.max_lifetime, options.max_cost
+    async def limit(self, options: LeaseOptions, args: InstanceArgs) -> tuple[float, str]:
+        """Return how many seconds an instance with `args` can run, and the limit: `max_lifetime=60 s`."""
+        max_lifetime, max_cost = options.max_lifetime, options.max_cost
         lifetime, name = math.inf, ""
         if max_lifetime is not None:
             lifetime, name = max_lifetime, f"max_lifetime={max_lifetime:g} s"
@@ -215,11 +228,8 @@ class Prices:
     async def _get(self, args: InstanceArgs) -> Price:
         hardware = args.hardware_type_id
         if hardware is None:
-            read = partial(self._models.get, args.model_id)
-            reading = self._reading_models.setdefault(args.model_id, SingleFlight(read))
-            hardware = (await reading.get()).recommended_config
-        if self.of(hardware) is None:
-            await self._reading.get()
+            hardware = (await self.model(args.model_id)).recommended_config
+        await self.fetch(hardware)
         price = self.of(hardware)
         if price is None:
             raise PriceUnknownError(
@@ -227,6 +237,16 @@ class Prices:
                 "Use max_lifetime (seconds) instead. Nothing was started."
             )
         return price
+
+    async def model(self, model_id: str) -> Model:
+        """Return a model. Leases that need it at the same time share a request."""
+        read = partial(self._models.get, model_id)
+        return await self._reading_models.setdefault(model_id, SingleFlight(read)).get()
+
+    async def fetch(self, *hardware: str | None) -> None:
+        """Fetch the price list, unless all of these prices are known."""
+        if any(self.of(each) is None for each in hardware):
+            await self._reading.get()
 
     async def _read(self) -> None:
         self._add(await self._hardware_types.list())

@@ -5,68 +5,143 @@ These are the steps before a lease's block begins. Each step is recorded before 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import anyio
+from attrs import define
 
-from .._api.domain import Instance
+from .._api.domain import Instance, InstanceArgs
 from .._api.waiting import START_TIMEOUT_ADVICE, wait_until_running
-from .._errors import EndpointError, LeaseExpiredError, RequestTimeoutError, StartTimeoutError
+from .._errors import (
+    CortecsError,
+    EndpointError,
+    LeaseExpiredError,
+    RequestError,
+    RequestTimeoutError,
+    StartTimeoutError,
+)
 from .._logging import Event, log
 from .handle import url_problem
 from .restart import restart
 from .state import LeaseState, Origin
 
+Candidates = Callable[[], Awaitable[Sequence[InstanceArgs]]]
+"""Returns the arguments of the start requests, in the order to try."""
+
 
 async def start(state: LeaseState) -> None:
     """Start an instance, reuse one, or attach to one. With a `max_cost`, get the price first."""
+    if state.options.selects_hardware:
+        from .candidates import start_any  # noqa: PLC0415  (most leases do not need it)
+
+        await start_any(state, partial(_start_first_of, state))
+    else:
+        await _start_first_of(state, None)
+
+
+@define(eq=False)
+class _Attempts:
+    """The ways to get an instance within `start_timeout`. Each sets the time limit of its instance.
+
+    Attributes:
+        scope: The scope with the deadline.
+        allowed: The arguments, in the order to try.
+        limits: The limit for each of them, from `Prices.limit`.
+    """
+
+    state: LeaseState
+    scope: anyio.CancelScope
+    allowed: Sequence[InstanceArgs]
+    limits: Sequence[tuple[float, str]]
+
+    def set_limit(self, args: InstanceArgs) -> None:
+        ids = [each.hardware_type_id for each in self.allowed]
+        hardware = args.hardware_type_id
+        self.state.lifetime, self.state.limit = self.limits[ids.index(hardware) if hardware in ids else 0]
+
+    def found(self, instance: Instance) -> None:
+        self.set_limit(instance.instance_args)
+        _found(self.state, instance)
+
+    async def restart(self, instance: Instance) -> Instance:
+        self.set_limit(instance.instance_args)
+        return await restart(self.state, instance)
+
+    async def start(self) -> Instance:
+        """Send start requests until one is not refused."""
+        state, starter = self.state, self.state.services.starter
+        left = list(self.allowed)
+        while True:
+            args = left.pop(0)
+            self.set_limit(args)
+            attempt = state.held.attempt = starter.prepare(args, partial(_started, state))
+            attempt.on_sent = partial(_limit, state, self.scope)
+            try:
+                return await starter.start(attempt)
+            except RequestError as error:
+                is_refused = state.selection is not None and state.selection.note_refusal(attempt, error)
+                if not (is_refused and left):
+                    raise
+
+
+async def _start_first_of(state: LeaseState, candidates: Candidates | None) -> None:
+    """Start an instance with the first of these arguments for which the service does not refuse it."""
     services, options, held = state.services, state.options, state.held
-    attempt = held.attempt = services.starter.prepare(options.args, partial(_started, state))
     with anyio.CancelScope(deadline=state.on_loop(state.began + options.start_timeout)) as scope:
-        state.lifetime, state.limit = await services.prices.limit(options)
-        attempt.on_sent = partial(_limit, state, scope)
+        allowed = (options.args,) if candidates is None else await candidates()
+        limits = [await services.prices.limit(options, each) for each in allowed]
+        attempts = _Attempts(state, scope, allowed, limits)
+        attempts.set_limit(allowed[0])
         if options.borrowed is not None:
             _found(state, await services.instances.get_confirmed(options.borrowed))
         elif options.reuse:
             # After a restart, the returned snapshot is newer than the recorded one.
             state.newest = await services.instances.find_or_start(
-                options.args,
-                start=lambda: services.starter.start(attempt),
-                restart=partial(restart, state),
-                found=partial(_found, state),
+                *allowed,
+                start=attempts.start,
+                restart=attempts.restart,
+                found=attempts.found,
                 tagged=services.starter.settings.tag_starts,
             )
         else:
-            await services.starter.start(attempt)
+            await attempts.start()
     # Until the response is recorded, the intent in the journal covers the instance. Outside the scope,
     # because the response may have arrived just before the deadline.
     await services.promises.flush()
     if state.newest is None:
-        # The deadline passed during or between two start requests, or during the search for the instance of a
-        # start.
-        unknown = attempt.is_open or bool(attempt.not_seen)
-        if attempt.is_open and state.age >= state.lifetime:
-            raise LeaseExpiredError(
-                f"{state.limit} was reached before the instance for {options.args.hf_name} could be "
-                "identified",
-                instance_id="",
-            )
-        raise RequestTimeoutError(
-            f"Could not start an instance within start_timeout={options.start_timeout:g} s: the service "
-            "was busy or unreachable. "
-            + (
-                "One start request may have succeeded: the client, the reaper, or `cortecs-async sweep` "
-                "searches for its instance."
-                if unknown
-                else "Nothing was started."
-            )
-            + " Set CORTECS_LOG=info for details.",
-            method="POST",
-            path="/instances/start",
-            outcome_unknown=unknown,
-        )
+        raise _not_started(state)
     if held.origin is Origin.STARTED:
         services.prices.prefetch(state.newest.instance_args.hardware_type_id)
+
+
+def _not_started(state: LeaseState) -> CortecsError:
+    """Return the error if the deadline passed.
+
+    That was during or between two start requests, or during the search for the instance of a start.
+    """
+    attempt, options = state.held.attempt, state.options
+    is_open = attempt is not None and attempt.is_open
+    unknown = is_open or (attempt is not None and bool(attempt.not_seen))
+    if is_open and state.age >= state.lifetime:
+        return LeaseExpiredError(
+            f"{state.limit} was reached before the instance for {options.args.hf_name} could be identified",
+            instance_id="",
+        )
+    return RequestTimeoutError(
+        f"Could not start an instance within start_timeout={options.start_timeout:g} s: the service "
+        "was busy or unreachable. "
+        + (
+            "One start request may have succeeded: the client, the reaper, or `cortecs-async sweep` "
+            "searches for its instance."
+            if unknown
+            else "Nothing was started."
+        )
+        + " Set CORTECS_LOG=info for details.",
+        method="POST",
+        path="/instances/start",
+        outcome_unknown=unknown,
+    )
 
 
 def _limit(state: LeaseState, scope: anyio.CancelScope) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import anyio
 from attrs import define, evolve, field, frozen
 
 from .._aio.clock import suspended
 from .._aio.eventloop import loop_clock
-from .._api.domain import Instance
+from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
 from .._api.unknown_names import UnknownNames
 from .._config import PollPolicy
@@ -26,6 +27,10 @@ from .options import LeaseOptions
 from .pricing import Prices, Receipt, receipt
 from .start_state import RestartAttempt, StartAttempt
 from .starter import Starter
+
+if TYPE_CHECKING:
+    from .capacity import CapacityQueue
+    from .hardware import Selection
 
 
 class Origin(enum.Enum):
@@ -100,6 +105,7 @@ class LeaseServices:
     prices: Prices
     observer: Observer
     names: UnknownNames
+    capacity: CapacityQueue
     allow_insecure_http: bool = False
     sources: Sources = field(factory=Sources, repr=False)
     http_client: HTTPClient | None = None
@@ -114,7 +120,9 @@ class LeaseState:
         operation: The client method that created the lease.
         newest: The latest snapshot of the instance.
         base_url: The URL of its endpoint, once it has been checked.
-        began: The time the lease was entered, in seconds of `now`.
+        began: The time starting began, in seconds of `now`: when the lease was entered, or when there was
+            capacity after waiting for it.
+        selection: What became of the hardware types that the lease may use, if it has a choice or waits.
         lifetime: Maximum seconds from the start request to the release.
         limit: The argument that sets `lifetime`, and its value.
         final: The receipt, once the lease has ended.
@@ -130,6 +138,7 @@ class LeaseState:
     lifetime: float = math.inf
     limit: str = ""
     final: Receipt | None = None
+    selection: Selection | None = None
     _clock: Callable[[], float] = anyio.current_time
 
     @property
@@ -139,6 +148,20 @@ class LeaseState:
                 "This lease has no instance yet. Use it inside `async with client.instance(...) as inst:`."
             )
         return self.newest
+
+    @property
+    def args(self) -> InstanceArgs:
+        """The arguments of the latest start request, or of the first one."""
+        return self.options.args if self.held.attempt is None else self.held.attempt.args
+
+    @property
+    def hardware_reason(self) -> str:
+        """Why the hardware was used, or an empty string if there was no choice."""
+        if self.selection is None or self.newest is None:
+            return ""
+        if self.held.origin is not Origin.STARTED:
+            return "reused" if self.selection.is_choice else ""
+        return self.selection.reason(self.newest.instance_args.hardware_type_id or self.args.hardware_type_id)
 
     def check_not_released(self) -> None:
         """Check that the instance can still respond.
@@ -198,23 +221,26 @@ class LeaseState:
     def _count(self, until: float) -> Receipt:
         # After starting was cancelled, the instance may have been fetched only to release it.
         instance_id = self.held.instance_id or self.instance.instance_id
-        args = self.options.args if self.newest is None else self.newest.instance_args
+        args = self.args if self.newest is None else self.newest.instance_args
         # No documented response from the service contains the number of workers.
-        args = evolve(args, num_workers=max(args.num_workers, self.options.args.num_workers))
-        hardware = args.hardware_type_id or self.options.args.hardware_type_id
+        hardware = args.hardware_type_id or self.args.hardware_type_id
+        workers = max(args.num_workers, self.options.args.num_workers)
+        args = evolve(args, num_workers=workers, hardware_type_id=hardware)
         price = self.services.prices.of(hardware)
         seconds = max(until - self.billed_from, 0.0)
-        return receipt(instance_id, seconds, args, price)
+        return evolve(receipt(instance_id, seconds, args, price), hardware_reason=self.hardware_reason)
 
     def info(self) -> LeaseInfo:
         held = self.held
         # This lease does not pay for an instance that was already running.
         final = None if held.origin is Origin.FOUND else self.final
-        args = self.options.args if self.newest is None else self.newest.instance_args
+        args = self.args if self.newest is None else self.newest.instance_args
         return LeaseInfo(
             operation=self.operation,
             model=args.hf_name,
-            hardware_type_id=args.hardware_type_id or self.options.args.hardware_type_id,
+            hardware_type_id=args.hardware_type_id or self.args.hardware_type_id,
+            hardware_reason=self.hardware_reason,
+            capacity_wait=0.0 if self.selection is None else self.selection.waited,
             num_workers=max(args.num_workers, self.options.args.num_workers) if args.model_id else None,
             instance_id=held.instance_id,
             source=_source(held),

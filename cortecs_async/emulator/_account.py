@@ -61,6 +61,13 @@ def read_args(body: Mapping[str, Any], models: Mapping[str, Model]) -> InstanceA
     )
 
 
+@attrs.frozen
+class _CapacityChange:
+    at: float
+    hardware_type_id: str
+    sets: int
+
+
 @attrs.define
 class Account:
     settings: Settings
@@ -79,6 +86,10 @@ class Account:
     """The number of inference answers so far."""
     entries: list[Any] = attrs.field(factory=list)
     """JSON values to show in the list after the instances."""
+    capacity_changes: list["_CapacityChange"] = attrs.field(factory=list)
+    """The changes of the capacity, oldest first."""
+    price_infos: dict[str, Any] = attrs.field(factory=dict)
+    """The `price_info` that the lists of hardware show instead of the catalog's, by hardware type."""
     list_replicas: Replicas = attrs.field(
         default=attrs.Factory(lambda self: Replicas(self.settings.list_lag), takes_self=True)
     )
@@ -184,11 +195,31 @@ class Account:
         """Return the remaining balance. It can be negative, because no instance stops by itself."""
         return round(self.settings.balance - self.total_cost(now), 6)
 
-    def free_sets(self, hardware_type_id: str, now: float) -> int:
-        """Return the number of free GPU sets of a hardware type."""
-        billed = [self.instances[instance_id].args for instance_id in self.billing(now)]
-        used = sum(args.num_workers for args in billed if args.hardware.hardware_type_id == hardware_type_id)
-        return max(0, self.settings.capacity.get(hardware_type_id, HARDWARE[hardware_type_id].sets) - used)
+    def set_capacity(self, hardware_type_id: str, sets: int, now: float) -> None:
+        """Change the number of GPU sets of a hardware type."""
+        self.capacity_changes.append(_CapacityChange(now, hardware_type_id, sets))
+
+    def free_sets(self, hardware_type_id: str, now: float, *, at: float | None = None) -> int:
+        """Return the number of free GPU sets of a hardware type, now or `at` an earlier time."""
+        at = now if at is None else at
+        shown: Iterable[Instance] = self.instances.values()
+        if at != now:
+            shown = all_as_of(shown, self.deleted, at)
+        used = sum(
+            each.args.num_workers
+            for each in shown
+            if each.args.hardware.hardware_type_id == hardware_type_id and self.status(each, at) in BILLED
+        )
+        sets = self.settings.capacity.get(hardware_type_id, HARDWARE[hardware_type_id].sets)
+        for change in self.capacity_changes:
+            if change.hardware_type_id == hardware_type_id and change.at <= at:
+                sets = change.sets
+        return max(0, sets - used)
+
+    def available(self, now: float) -> list[str]:
+        """Return the hardware types that the list of available ones shows, which may lag."""
+        at = now - self.settings.available_lag
+        return [each for each in HARDWARE if self.free_sets(each, now, at=at) > 0]
 
     def _check_balance_and_capacity(self, args: InstanceArgs, now: float) -> None:
         if self.balance(now) <= 0:

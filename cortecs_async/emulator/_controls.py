@@ -7,6 +7,7 @@ from cortecs_async.emulator._account import read_args
 from cortecs_async.emulator._faults import Fault
 from cortecs_async.emulator._records import LedgerEntry, RequestRecord
 from cortecs_async.emulator._service import Service
+from cortecs_async.emulator._settings import check_capacity
 
 
 class Controls(Service):
@@ -68,6 +69,44 @@ class Controls(Service):
         """
         with self._lock:
             self._account.entries.clear()
+
+    def set_capacity(self, hardware_type_id: str, sets: int) -> None:
+        """Change the number of GPU sets of a hardware type. Instances that use more keep running.
+
+        The list of available hardware shows this only after `available_lag`.
+
+        Raises:
+            ValueError: If the hardware type is unknown, or the number is negative.
+
+        Example:
+            emulator.set_capacity("NVIDIA_H100_1", 0)
+            available = await client.hardware_types.list_available()
+            assert "NVIDIA_H100_1" not in [each.hardware_type_id for each in available]
+        """
+        check_capacity({hardware_type_id: sets})
+        with self._lock:
+            self._account.set_capacity(hardware_type_id, sets, self._now())
+
+    def set_price_info(self, hardware_type_id: str, price_info: Any) -> None:
+        """Change the prices that are shown for a hardware type. The bill keeps the invented price.
+
+        Args:
+            hardware_type_id: The hardware type.
+            price_info: A JSON value, which does not need to be a readable price.
+
+        Raises:
+            ValueError: If the hardware type is unknown.
+            TypeError: If `price_info` is not a JSON value.
+
+        Example:
+            emulator.set_price_info("NVIDIA_H100_1", {"price": "on request"})
+            for hardware in await client.hardware_types.list():
+                print(hardware.hardware_type_id, hardware.price_per_minute)
+        """
+        check_capacity({hardware_type_id: 0})
+        copy = json.loads(json.dumps(price_info))
+        with self._lock:
+            self._account.price_infos[hardware_type_id] = {"price_info": copy}
 
     @property
     def ledger(self) -> tuple[LedgerEntry, ...]:

@@ -48,6 +48,9 @@ class Emulator(Controls):
         queue: Maximum number of waiting requests. Any more get a 429 with `Retry-After`. Pass None to disable
             the limit.
         capacity: The number of GPU sets for each hardware type. Default: 10,000. Each worker uses one set.
+            `set_capacity` changes it.
+        available_lag: How far the list of available hardware lags, in seconds. A start request never lags, so
+            hardware can be listed but refused, or not listed although it is there.
         models: Additional models. A list of names: the models run on all hardware. A mapping: the maximum
             context length by name and hardware type, as in `{"org/name": {"NVIDIA_H100_1": 32768}}`. The
             first hardware type is the recommended one.
@@ -123,6 +126,7 @@ class Emulator(Controls):
         parallel: int | None = None,
         queue: int | None = None,
         capacity: Mapping[str, int] | None = None,
+        available_lag: float = 0.0,
         models: ModelsOption | None = None,
         model_detail: DetailShape = "current",
         balance: float = 1000.0,
@@ -156,6 +160,7 @@ class Emulator(Controls):
             parallel=parallel,
             queue=queue,
             capacity=dict(capacity or {}),
+            available_lag=available_lag,
             models=models,
             model_detail=model_detail,
             balance=balance,

@@ -108,12 +108,13 @@ def hardware_types(account: Account, _request: Request, _params: Params, _now: f
 
 
 def available(account: Account, _request: Request, _params: Params, now: float) -> Response:
-    return _hardware_types(account, [each for each in HARDWARE if account.free_sets(each, now) > 0])
+    return _hardware_types(account, account.available(now))
 
 
 def _hardware_types(account: Account, ids: Iterable[str]) -> Response:
     currency = account.settings.currency
-    return json_response(200, {"hardware_types": [HARDWARE[each].json(currency) for each in ids]})
+    shown = [{**HARDWARE[each].json(currency), **account.price_infos.get(each, {})} for each in ids]
+    return json_response(200, {"hardware_types": shown})
 
 
 def _instance_id(request: Request) -> str:

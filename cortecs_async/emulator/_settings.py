@@ -18,7 +18,12 @@ _STATUSES: Final = ("pending", "running", "stopping", "stopped")
 _MOST_SKEW: Final = 1e9
 
 
-def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, int]) -> None:
+def check_capacity(value: Mapping[str, int]) -> None:
+    """Check hardware types and numbers of GPU sets.
+
+    Raises:
+        ValueError: If a hardware type is unknown, or a number is negative.
+    """
     for hardware_type_id, sets in value.items():
         if hardware_type_id not in HARDWARE:
             msg = f"Unknown hardware type {hardware_type_id!r} in capacity (known: {', '.join(HARDWARE)})"
@@ -26,6 +31,10 @@ def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, i
         if sets < 0:
             msg = f"The capacity of {hardware_type_id} cannot be negative"
             raise ValueError(msg)
+
+
+def _valid_capacity(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, int]) -> None:
+    check_capacity(value)
 
 
 def _needs_parallel(settings: "Settings", _: object, __: int) -> None:
@@ -67,7 +76,8 @@ class Settings:
     queue: int | None = attrs.field(
         validator=attrs.validators.optional([attrs.validators.ge(0), _needs_parallel])
     )
-    capacity: Mapping[str, int] = attrs.field(validator=_known_hardware)
+    capacity: Mapping[str, int] = attrs.field(validator=_valid_capacity)
+    available_lag: float = attrs.field(validator=attrs.validators.ge(0))
     models: Mapping[str, Model] = attrs.field(converter=read_models)
     model_detail: DetailShape = attrs.field(validator=attrs.validators.in_(get_args(DetailShape)))
     balance: float

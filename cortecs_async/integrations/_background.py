@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Unpack
 
 import anyio
@@ -16,6 +17,7 @@ from ..errors import (
     APIStatusError,
     AuthenticationError,
     BadRequestError,
+    CapacityTimeoutError,
     InstanceLostError,
     InsufficientBalanceError,
     LeaseExpiredError,
@@ -88,7 +90,7 @@ class BackgroundInstance(ManagedInstance):
         self,
         client: AsyncCortecs,
         model_id: str,
-        hardware_type_id: str | None = None,
+        hardware_type_id: str | Sequence[str] | None = None,
         *,
         pause: Duration = 30.0,
         **options: Unpack[StartOptions],
@@ -219,6 +221,9 @@ class BackgroundInstance(ManagedInstance):
             self._used_cost += receipt.cost or 0.0
 
     def _show_progress(self, progress: Progress) -> None:
+        if not progress.instance.instance_id:
+            self._set(Unavailable("no_capacity", progress.description))
+            return
         self._set(Unavailable("starting", f"the instance is being started: {progress.description}"))
 
 
@@ -232,7 +237,9 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _is_no_capacity(error: Exception) -> bool:
-    """Return whether the service (not a proxy, which sends HTML) rejected a start request with 503."""
+    """Return whether the service (not a proxy, which sends HTML) had no capacity for a start request."""
+    if isinstance(error, CapacityTimeoutError):
+        return True
     return isinstance(error, ServiceUnavailableError) and error.path == _START_PATH and error.has_json_body
 
 

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import weakref
+from collections.abc import Sequence
 from typing import Unpack
 
 import anyio
@@ -98,7 +99,7 @@ class SharedInstance(ManagedInstance):
     def __init__(
         self,
         model_id: str,
-        hardware_type_id: str | None = None,
+        hardware_type_id: str | Sequence[str] | None = None,
         *,
         name: str = "",
         pause: Duration = 30.0,

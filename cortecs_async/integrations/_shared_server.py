@@ -18,6 +18,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -46,7 +47,7 @@ class InstanceSpec(TypedDict):
     """The instance to start and the time to keep it: the arguments of `SharedInstance`."""
 
     model_id: str
-    hardware_type_id: str | None
+    hardware_type_id: str | Sequence[str] | None
     pause: float
     linger: float
     heartbeat: float

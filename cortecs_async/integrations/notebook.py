@@ -41,7 +41,9 @@ class ProgressDisplay:
 
     def __call__(self, progress: Progress | BatchProgress) -> None:
         """Show a change. The client calls this."""
-        key = "" if isinstance(progress, BatchProgress) else progress.instance.instance_id
+        key = "batch" if isinstance(progress, BatchProgress) else progress.instance.instance_id
+        # Until there is an instance, its id is empty.
+        self._rows.pop("", None)
         self._rows[key] = progress
         if self._handle is None:
             self._handle = self._display(self, display_id=True)

@@ -66,7 +66,7 @@ class OpenTelemetry(Telemetry):
         self._time_to_running = meter.create_histogram(
             "cortecs.lease.time_to_running",
             unit="s",
-            description="Time from entering a lease until its instance is running.",
+            description="Time until the instance of a lease is running, without waits for capacity.",
             explicit_bucket_boundaries_advisory=_STARTS,
         )
         self._duration = meter.create_histogram(
@@ -184,7 +184,7 @@ class OpenTelemetry(Telemetry):
             attributes["cortecs.hardware_type"] = lease.hardware_type_id
         if phase == "wait" and end.outcome == "ok":
             source = {"cortecs.instance.source": str(lease.source)}
-            self._time_to_running.record(end.elapsed, attributes | source)
+            self._time_to_running.record(end.elapsed - lease.capacity_wait, attributes | source)
         elif phase == "teardown":
             self._teardown.record(end.seconds, attributes | _outcome_attributes(end))
         elif phase == "lease":
@@ -230,9 +230,9 @@ class _PhaseSpan:
     has_ended: bool = False
 
 
-def _lease_attributes(lease: LeaseInfo) -> dict[str, str | int]:
+def _lease_attributes(lease: LeaseInfo) -> dict[str, str | float]:
     """Return the known attributes, none named `gen_ai`: tools would treat such a span as a model call."""
-    attributes: dict[str, str | int | None] = {
+    attributes: dict[str, str | float | None] = {
         "cortecs.operation": lease.operation,
         "cortecs.model": lease.model or None,
         "cortecs.hardware_type": lease.hardware_type_id,
@@ -240,6 +240,8 @@ def _lease_attributes(lease: LeaseInfo) -> dict[str, str | int]:
         "cortecs.instance.id": lease.instance_id,
         "cortecs.instance.source": lease.source,
         "cortecs.start.request_id": lease.request_id,
+        "cortecs.hardware_reason": lease.hardware_reason or None,
+        "cortecs.capacity_wait": lease.capacity_wait or None,
     }
     return {name: value for name, value in attributes.items() if value is not None}
 

@@ -67,8 +67,10 @@ class ProvisioningBar:
         if step.num_steps and progress.probe is None:
             label = f"{step.current_step}/{step.num_steps} {label}"
         if not self._console.is_interactive:
+            # While waiting for capacity, there is no instance, and the label says it all.
+            about = f"{instance.instance_id}  {instance.status}  " if instance.instance_id else ""
             self._console.print(
-                f"{instance.instance_id}  {instance.status}  {label}  {progress.elapsed:.1f} s",
+                f"{about}{label}  {progress.elapsed:.1f} s",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -79,6 +81,8 @@ class ProvisioningBar:
                 "", total=1.0, instance_id=instance.instance_id
             )
             self._bars.start()
+        if instance.instance_id and (waiting := self._tasks.pop("", None)) is not None:
+            self._bars.remove_task(waiting)
         self._bars.update(self._tasks[instance.instance_id], completed=progress.fraction, description=label)
         if self._bars.finished:
             # Make room for the program's output once all instances are running.

@@ -19,9 +19,12 @@ from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.errors import (
     BatchFileError,
     BatchWriteError,
+    CapacityTimeoutError,
     ConfigurationError,
     InstanceLostError,
+    InvalidArgumentError,
     LeaseExpiredError,
+    LeaseIdleError,
     ServiceUnavailableError,
 )
 from cortecs_async.types import BatchReport
@@ -181,3 +184,78 @@ async def test_a_receipt_says_whether_the_instance_is_released(
         async with client.instance(MODEL, HARDWARE, on_exit=on_exit) as inst:
             assert not inst.receipt.released
         assert inst.receipt.released == released
+
+
+async def test_an_instance_whose_requests_take_long_is_not_idle(world: World, source: Path) -> None:
+    async with world() as (emulator, client):
+        emulator.add_fault(Fault("delay", route="chat", seconds=300.0, times=4))
+        report = await run(client, source, emulator.api_key, idle_timeout=30.0)
+        assert report.succeeded == TOTAL
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+async def test_an_instance_without_requests_is_released(world: World, source: Path, instances: int) -> None:
+    async with world() as (emulator, client):
+        refusal: dict[str, Any] = {"status": 429, "headers": {"retry-after": "300"}}
+        times = 4 if instances == 1 else 1
+        # The first chat is the test request of the instance.
+        emulator.add_fault(Fault("status", route="chat", skip=11, times=times, **refusal))
+        if instances == 1:
+            with pytest.raises(LeaseIdleError) as caught:
+                await run(client, source, emulator.api_key, idle_timeout=60.0)
+            report = BatchReport.of(caught.value)
+            assert report is not None
+            assert 10 <= report.succeeded < TOTAL
+        else:
+            report = await run(client, source, emulator.api_key, idle_timeout=60.0, instances=2)
+            assert report.succeeded == TOTAL
+        assert emulator.existing == ()
+
+
+async def test_instances_that_wait_for_capacity_share_a_poll_and_end_with_the_work(
+    world: World, source: Path
+) -> None:
+    async with world(answer_seconds=2.0, capacity={HARDWARE: 1, "NVIDIA_L4_1": 0}) as (emulator, client):
+        target = source.with_name("out.jsonl")
+        report = await client.run_batch(
+            *(source, target, MODEL, ["NVIDIA_L4_1", HARDWARE]),
+            api_key=emulator.api_key,
+            concurrency=4,
+            instances=4,
+            capacity_timeout="1h",
+        )
+        assert (report.succeeded, len(report.receipts)) == (TOTAL, 1)
+        assert report.receipts[0].hardware_reason == "second choice: NVIDIA_L4_1 was not available"
+        routes = [each.route for each in emulator.requests]
+        # At the beginning, and then every five seconds.
+        assert 5 < routes.count("available") < 20
+        # One, and two refusals for each of the others.
+        assert routes.count("start") == 7
+        assert emulator.existing == ()
+
+
+async def test_a_batch_without_capacity(world: World, source: Path) -> None:
+    async with world(capacity={HARDWARE: 0}) as (emulator, client):
+        with pytest.raises(CapacityTimeoutError, match="within capacity_timeout=60 s") as caught:
+            await run(client, source, emulator.api_key, instances=2, capacity_timeout="1m")
+        report = BatchReport.of(caught.value)
+        assert report is not None
+        assert report.receipts == ()
+
+
+async def test_a_plan_for_several_hardware_types(world: World, source: Path) -> None:
+    async with world(capacity={"NVIDIA_L4_1": 0}) as (emulator, client):
+        target = source.with_name("out.jsonl")
+
+        async def plan(hardware: Any, **options: Any) -> tuple[Any, ...]:
+            found = await client.plan_batch(source, target, MODEL, hardware, **options)
+            return found.hardware_type_id, found.is_available, found.price_per_minute, found.hardware_reason
+
+        second = "second choice: NVIDIA_L4_1 was not available"
+        assert await plan(["NVIDIA_L4_1", HARDWARE], num_workers=2) == (HARDWARE, True, 0.1, second)
+        assert await plan("cheapest") == ("NVIDIA_L40S_1", True, 0.03, "cheapest of 3 available")
+        assert await plan(["NVIDIA_L4_1"]) == ("NVIDIA_L4_1", False, 0.015, "")
+        assert (await plan(None, max_price_per_hour=2))[:2] == ("NVIDIA_L40S_1", True)
+        with pytest.raises(InvalidArgumentError, match="costs 3 EUR per hour"):
+            await plan(HARDWARE, max_price_per_hour=2)
+        assert [each.route for each in emulator.requests].count("start") == 0

@@ -23,7 +23,10 @@ from rich.console import Console
 from cortecs_async import AsyncCortecs, Progress, __version__
 from cortecs_async._api.domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._cli import cli
+from cortecs_async._cli.batch_display import LineDisplay, LiveDisplay
+from cortecs_async._cli.run import is_hardware
 from cortecs_async._extras import install_command
+from cortecs_async._lease.hardware import waiting_progress
 from cortecs_async._recovery.journal import JournalFile
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async.emulator import Emulator
@@ -299,6 +302,45 @@ def test_bar_prints_a_line_per_change_without_a_terminal(capsys: pytest.CaptureF
         "one  pending  pending  0.0 s",
         "one  running  waiting for the endpoint to answer (502 Bad Gateway)  5.0 s",
     ]
+
+
+WAITING = waiting_progress(InstanceArgs(model_id="a--b"), ["NVIDIA_H100_1"], 130.0)
+
+
+def test_the_wait_for_capacity_is_a_line_or_a_bar_until_there_is_an_instance(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ProvisioningBar(Console(width=20)) as bar:
+        bar(WAITING)
+    assert capsys.readouterr().out == "waiting for capacity: NVIDIA_H100_1 (2 min)  130.0 s\n"
+    console = Console(force_terminal=True, width=120)
+    with ProvisioningBar(console) as bar:
+        bar(WAITING)
+        bar(progress("one", 5, status="running"))
+        console.print("after the bar")
+        assert not bar._tasks
+    assert "waiting for capacity: NVIDIA_H100_1 (2 min)" in capsys.readouterr().out
+    lines = LineDisplay(Console(width=20))
+    lines.provisioning(WAITING)
+    assert capsys.readouterr().out == "waiting for capacity: NVIDIA_H100_1 (2 min)  130 s\n"
+    live = LiveDisplay(console)
+    live.provisioning(WAITING)
+    live.provisioning(progress("one", 2))
+    assert [*live._starting] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("NVIDIA_H100_1", True),
+        ("NVIDIA_L40S_1,NVIDIA_H100_1", True),
+        ("cheapest", True),
+        ("NVIDIA_L40S_1,python", False),
+        ("python", False),
+    ],
+)
+def test_words_that_select_hardware(word: str, *, expected: bool) -> None:
+    assert is_hardware(word) is expected
 
 
 @pytest.mark.sockets

@@ -309,6 +309,23 @@ def test_failed_lease_exits_with_125(emu: Emulator, call: Call, arguments: list[
     assert emu.ledger == ()
 
 
+def test_hardware_by_preference_and_price(emu: Emulator, call: Call) -> None:
+    emu.set_capacity(HARDWARE, 0)
+    done = call("run", MODEL, f"{HARDWARE},NVIDIA_L40S_1", "true")
+    assert done.exit_code == 0, done.stderr
+    assert "Hardware: NVIDIA_L40S_1, second choice: NVIDIA_H100_1 was not available\n" in done.stderr
+    done = call("run", MODEL, "cheapest", "--max-price-per-hour", "2", "true")
+    assert "Hardware: NVIDIA_L4_1, cheapest of 2 available\n" in done.stderr
+    done = call("start", MODEL, "cheapest", "--max-lifetime", "60")
+    assert "Hardware: NVIDIA_L4_1, cheapest of 3 available\n" in done.stderr
+    emu.delete_instance(done.stdout.strip())
+    done = call("run", MODEL, HARDWARE, "--capacity-timeout", "0.2", "--", "true")
+    assert done.exit_code == 125
+    assert "waiting for capacity: NVIDIA_H100_1" in done.stderr
+    assert "No capacity for NVIDIA_H100_1 within --capacity-timeout 0.2 s." in done.stderr
+    assert emu.existing == ()
+
+
 def test_start_that_times_out_exits_with_125(
     slow: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

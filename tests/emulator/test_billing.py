@@ -166,3 +166,40 @@ def test_capacity_must_name_known_hardware() -> None:
         Emulator(capacity={"GPU_9000": 1})
     with pytest.raises(ValueError, match="negative"):
         Emulator(capacity={"NVIDIA_L40S_1": -1})
+
+
+async def test_capacity_can_change_and_the_list_of_it_can_lag(
+    emulate: Callable[..., Any], clock: Any
+) -> None:
+    http = emulate(available_lag=10.0)
+    emulator = http.emulator
+
+    async def available() -> set[str]:
+        found = (await http.api("GET", "/hardware-types/available")).json()["hardware_types"]
+        return {each["hardware_type_id"] for each in found}
+
+    clock.now = 100.0
+    emulator.set_capacity("NVIDIA_L40S_1", 1)
+    instance_id = emulator.start_instance(LLAMA, "NVIDIA_L40S_1")
+    assert "NVIDIA_L40S_1" in await available()
+    with pytest.raises(ValueError, match="No capacity"):
+        emulator.start_instance(LLAMA, "NVIDIA_L40S_1")
+    clock.now = 111.0
+    assert "NVIDIA_L40S_1" not in await available()
+    emulator.delete_instance(instance_id)
+    assert "NVIDIA_L40S_1" not in await available()
+    clock.now = 122.0
+    assert "NVIDIA_L40S_1" in await available()
+    with pytest.raises(ValueError, match="Unknown hardware type"):
+        emulator.set_capacity("GPU_9000", 1)
+
+
+async def test_prices_can_be_anything(emulate: Callable[..., Any]) -> None:
+    http = emulate()
+    http.emulator.set_price_info("NVIDIA_L40S_1", {"price": "on request"})
+    found = (await http.api("GET", "/hardware-types/")).json()["hardware_types"]
+    shown = {each["hardware_type_id"]: each["price_info"] for each in found}
+    assert shown["NVIDIA_L40S_1"] == {"price": "on request"}
+    assert shown["NVIDIA_H100_1"]["price_per_minute"] == 0.05
+    with pytest.raises(ValueError, match="Unknown hardware type"):
+        http.emulator.set_price_info("GPU_9000", {})

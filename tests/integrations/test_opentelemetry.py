@@ -683,8 +683,9 @@ except ConfigurationError as error:
 async def test_the_page_lists_every_span_metric_and_attribute(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (emu, client):
         emu.add_fault(Fault("status", route="list", status=503))
+        emu.add_fault(Fault("status", route="start", status=503))  # there is no capacity at first
         with pytest.raises(KeyError):
-            async with client.instance(MODEL, HARDWARE):
+            async with client.instance(MODEL, [HARDWARE, "NVIDIA_H100_4"], capacity_timeout=60):
                 raise KeyError
     text = PAGE.read_text()
     metrics = seen.metrics

@@ -27,9 +27,11 @@ from anyio.abc import SocketStream
 
 from cortecs_async import AsyncCortecs, Credentials, InstanceHandle, errors
 from cortecs_async._aio.background import BackgroundTask
+from cortecs_async._sharing import connections, connector
+from cortecs_async._sharing.meeting_point import MeetingPoint
 from cortecs_async._state_directory import StateFolder
 from cortecs_async.emulator import Emulator, Fault
-from cortecs_async.integrations import _managed, _meeting_point, _shared, _shared_server, web
+from cortecs_async.integrations import _managed, _shared, _shared_server, web
 from cortecs_async.integrations._managed import ManagedInstance, Unavailable
 from cortecs_async.integrations.web import BackgroundInstance, NotReadyError, SharedInstance
 
@@ -49,7 +51,7 @@ def not_ready(instance: BackgroundInstance | SharedInstance) -> NotReadyError:
 
 def server_of(instance: ManagedInstance, **options: Any) -> _shared_server.SharedInstanceServer:
     """Return the server of an owner that has no files."""
-    place = _meeting_point.MeetingPoint(Path("/nowhere/at/all.sock"))
+    place = MeetingPoint(Path("/nowhere/at/all.sock"))
     values = {"linger": 0.0, "heartbeat": 5.0, "meeting_point": place, "lock": -1, **options}
     return _shared_server.SharedInstanceServer(instance, **values)
 
@@ -485,7 +487,7 @@ async def test_it_is_ready_once_its_model_has_answered(world: World, monkeypatch
         assert emu.existing == ()
 
 
-async def test_a_key_that_the_endpoint_rejects_is_final_after_five_instances(
+async def test_a_key_that_the_endpoint_rejects_is_final_after_two_instances(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CORTECS_API_KEY", "another-key")
@@ -495,13 +497,27 @@ async def test_a_key_that_the_endpoint_rejects_is_final_after_five_instances(
                 await instance.wait()
             assert (caught.value.reason, caught.value.retry_after) == ("misconfigured", None)
             assert "another-key" not in caught.value.detail
-        assert len(emu.ledger) == 5
+        assert len(emu.ledger) == 2
         assert emu.existing == ()
 
 
 def test_the_options_of_a_shared_instance_include_the_test() -> None:
     assert SharedInstance(MODEL)._spec["options"]["ready"] == "answer"
     assert SharedInstance(MODEL, ready="models")._spec["options"]["ready"] == "models"
+
+
+async def test_an_app_waits_for_capacity_and_tries_again(world: World) -> None:
+    async with world(capacity={HARDWARE: 0, "NVIDIA_L4_1": 0}) as (emu, client):
+        hardware = ["NVIDIA_L4_1", HARDWARE]
+        async with BackgroundInstance(client, MODEL, hardware, capacity_timeout=5, pause=4) as instance:
+            await until(lambda: not_ready(instance).reason == "no_capacity")
+            assert not_ready(instance).detail.startswith("waiting for capacity: NVIDIA_L4_1 or NVIDIA_H100_1")
+            await until(lambda: "No capacity for" in not_ready(instance).detail)
+            assert not_ready(instance).reason == "no_capacity"
+            assert not_ready(instance).retry_after == 4
+            emu.set_capacity(HARDWARE, 1)
+            await instance.wait()
+            assert [entry.hardware_type_id for entry in emu.ledger] == [HARDWARE]
 
 
 @pytest.mark.parametrize("status", [401, 402, 403])
@@ -549,6 +565,139 @@ def test_the_page_has_all_reasons() -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "web.md").read_text()
     rows = [f"| `{reason}` | {message} |" for reason, message in _managed._MESSAGES.items()]
     assert "\n".join(rows) in page
+
+
+# --- idle instances -----------------------------------------------------------------------------------------
+
+
+async def test_an_idle_instance_is_released_and_started_again_when_it_is_needed(world: World) -> None:
+    async with world(step_seconds=60.0) as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE, idle_timeout="10m") as instance:
+            first = await instance.wait()
+            for _ in range(3):
+                await anyio.sleep(500)
+                assert instance.handle() == first
+            await anyio.sleep(700)
+            assert emu.existing == ()
+            await anyio.sleep(3000)
+            assert len(emu.ledger) == 1
+            error = not_ready(instance)
+            assert (error.reason, error.headers) == ("idle", {"Retry-After": "10"})
+            assert str(error) == "The model was not in use and is starting again, which takes a few minutes"
+            assert "had no request for idle_timeout=600 s" in error.detail
+            await anyio.sleep(60)
+            assert not_ready(instance).reason == "starting"
+            second = await instance.wait()
+            assert second.instance_id != first.instance_id
+            assert len(emu.ledger) == 2
+            await anyio.sleep(700)
+            assert emu.existing == ()
+            assert await instance.wait() not in {first, second}
+        assert emu.existing == ()
+
+
+async def test_an_instance_that_is_needed_during_its_release_is_started_again(world: World) -> None:
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE, idle_timeout=60) as instance:
+            first = await instance.wait()
+            emu.add_fault(Fault("delay", route="stop", seconds=5.0))
+            await instance.state_after(first)
+            assert emu.billing
+            assert not_ready(instance).reason == "restarting"
+            await anyio.sleep(60)
+            assert instance.handle() != first
+        assert len(emu.ledger) == 2
+
+
+async def test_leaving_while_no_instance_is_needed(world: World) -> None:
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE, idle_timeout=60) as instance:
+            await instance.wait()
+            await anyio.sleep(200)
+        with pytest.raises(errors.InvalidArgumentError):
+            instance.handle()
+        assert len(emu.ledger) == 1
+
+
+async def test_the_limits_hold_for_all_instances_that_were_idle(world: World) -> None:
+    async with world() as (emu, client):
+        limits: Any = {"idle_timeout": 60, "max_lifetime": 100}
+        async with BackgroundInstance(client, MODEL, HARDWARE, **limits) as instance:
+            await instance.wait()
+            await anyio.sleep(200)
+            await instance.wait()
+            await anyio.sleep(200)
+            assert not_ready(instance).reason == "limit_reached"
+        assert len(emu.ledger) == 2
+
+
+async def test_a_handle_of_an_instance_in_this_process_counts_its_requests(world: World) -> None:
+    async def call(seconds: float) -> float:
+        await anyio.sleep(seconds)
+        return seconds
+
+    async with world() as (_, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE, idle_timeout=60) as instance:
+            handle = await instance.wait()
+            assert await handle.map(call, [500.0]).to_list() == [500.0]
+            assert instance.handle() == handle
+
+
+async def test_the_processes_that_share_an_instance_tell_its_owner_that_they_use_it(world: World) -> None:
+    async with world() as (_, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE, idle_timeout=60) as instance:
+            server, first = server_of(instance), await instance.wait()
+
+            to_owner, stream = anyio.create_memory_object_stream[bytes]()
+
+            async def use() -> None:
+                async with to_owner:
+                    for _ in range(10):
+                        await anyio.sleep(50)
+                        await to_owner.send(b"junk\n" + _shared_server.encode_touch())
+
+            async with stream, anyio.create_task_group() as tasks:
+                tasks.start_soon(use)
+                await server._receive_reports(cast("SocketStream", stream))
+            assert instance.handle() == first
+
+
+async def test_a_process_tells_the_owner_seldom_that_it_uses_the_instance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(_shared, "boottime", lambda: clock[0])
+    shared = SharedInstance(MODEL, HARDWARE, idle_timeout="10m")
+    shared._run_in_loop = lambda callback: callback()
+    sent: list[tuple[float, bytes]] = []
+
+    async def send(line: bytes) -> None:
+        sent.append((clock[0], line))
+
+    stream = cast("SocketStream", SimpleNamespace(send=send, send_eof=anyio.lowlevel.checkpoint))
+
+    async def use_it(seconds: int) -> None:
+        for _ in range(seconds * 10):
+            clock[0] += 0.1
+            shared.note_use()
+            await anyio.sleep(0.1)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(shared._send, stream)
+        shared._set(InstanceHandle(instance_id="i", base_url="http://localhost/v1", model="m", account="a"))
+        await use_it(20)
+        assert {line for _, line in sent} == {b'{"touch": true}\n'}
+        assert 4 <= len(sent) <= 5
+        sent.clear()
+        shared._set(Unavailable("restarting"))
+        await use_it(1)
+        shared._set(Unavailable("idle"))
+        await use_it(10)
+        assert len(sent) == 2
+        tasks.cancel_scope.cancel()
+    quiet = SharedInstance(MODEL, HARDWARE)
+    quiet.note_use()
+    assert not quiet._has_touch
 
 
 # --- reports ------------------------------------------------------------------------------------------------
@@ -853,12 +1002,11 @@ async def test_what_is_not_its_own_is_neither_used_nor_removed(
             path.symlink_to(data)
         else:
             path.write_bytes(b"text")
-    if suffix == ".sock":
-        async with shared:
-            await anyio.sleep(1.0)
-            assert f"{path.name} is not a socket" in not_ready(shared).detail
-    elif kind != "file of the user":
-        with pytest.raises(errors.ConfigurationError, match=r"lock is not a regular file.*CORTECS_STATE_DIR"):
+    if suffix == ".sock" or kind != "file of the user":
+        expected = "socket" if suffix == ".sock" else "regular file"
+        with pytest.raises(
+            errors.ConfigurationError, match=rf"{suffix[1:]} is not a {expected}.*CORTECS_STATE_DIR"
+        ):
             await shared.__aenter__()
     assert data.read_bytes() == b"text"
     assert path.lstat()
@@ -881,13 +1029,13 @@ class Stream:
 def test_the_user_at_the_other_end_of_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = socket.socketpair(socket.AF_UNIX)
     stream, mine = cast("SocketStream", Stream(ends[0])), os.geteuid()
-    assert _shared_server.is_of_this_user(stream)
+    assert connections.is_of_this_user(stream)
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: 4321)
-        assert not _shared_server.is_of_this_user(stream)
+        assert not connections.is_of_this_user(stream)
     # As on a system without both, and as on macOS.
     monkeypatch.delattr(socket, "SO_PEERCRED")
-    assert _shared_server.is_of_this_user(stream)
+    assert connections.is_of_this_user(stream)
     found: list[tuple[int, int]] = [(mine, 0), (4321, 0), (mine, -1)]
 
     def getpeereid(_: int, uid: Any, __: Any) -> int:
@@ -896,21 +1044,24 @@ def test_the_user_at_the_other_end_of_a_connection(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: SimpleNamespace(getpeereid=getpeereid))
     for expected in (True, False, False):
-        assert _shared_server.is_of_this_user(stream) is expected
+        assert connections.is_of_this_user(stream) is expected
         del found[0]
     for each in ends:
         each.close()
 
 
-async def test_the_owner_closes_the_connection_of_another_user(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_owner_closes_the_connection_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = socket.socketpair(socket.AF_UNIX)
-    monkeypatch.setattr(_shared_server, "is_of_this_user", lambda _: False)
-    async with world() as (_, client):
-        server = server_of(BackgroundInstance(client, MODEL))
-        await server._serve_connection(cast("SocketStream", Stream(first)))
-        assert server.users == 0
+    monkeypatch.setattr(connections, "is_of_this_user", lambda _: False)
+    served: list[SocketStream] = []
+
+    async def serve(stream: SocketStream) -> None:
+        served.append(stream)
+
+    place = MeetingPoint(Path("/nowhere/at/all.sock"))
+    listener = connections.ConnectionListener(place, -1, 5.0, serve, _managed.logger)
+    await listener._serve(cast("SocketStream", Stream(first)))
+    assert served == []
     assert second.recv(1) == b""  # the end
     second.close()
 
@@ -923,7 +1074,7 @@ async def test_a_socket_of_another_user_gets_no_connection(
     lock = shared._meeting_point.try_lock()
     assert lock is not None
     with shared._meeting_point.listen():
-        monkeypatch.setattr(_shared_server, "is_of_this_user", lambda _: False)
+        monkeypatch.setattr(connector, "is_of_this_user", lambda _: False)
         async with shared:
             await until(lambda: "another user's process is listening" in not_ready(shared).detail)
     os.close(lock)
@@ -943,7 +1094,7 @@ def test_the_system_knows_the_user_of_a_process() -> None:
                 connection.recv(1)
             os._exit(0)
         accepted, _ = listener.accept()
-        assert not _shared_server.is_of_this_user(cast("SocketStream", Stream(accepted)))
+        assert not connections.is_of_this_user(cast("SocketStream", Stream(accepted)))
         accepted.close()
         os.waitpid(child, 0)
 
@@ -958,7 +1109,7 @@ def test_public_names_show_the_public_module_and_can_be_pickled() -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_config_file_is_read_once_per_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file, shared = tmp_path / "config.toml", SharedInstance(MODEL)
-    monkeypatch.setattr(_shared, "_LONGEST_ADDRESS", 1000)
+    monkeypatch.setattr(connector, "_LONGEST_ADDRESS", 1000)
     for name in ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CORTECS_CONFIG_FILE", str(file))

@@ -92,6 +92,14 @@ async def lease(scene: Scene) -> None:
     await anyio.lowlevel.checkpoint()
 
 
+async def choice(scene: Scene) -> None:
+    """Start on the second of two hardware types, after a wait for capacity."""
+    hardware = [HARDWARE, "NVIDIA_L40S_1"]
+    async with scene.client.instance(MODEL, hardware, capacity_timeout=100.0):
+        await anyio.sleep(2.0)
+    await anyio.lowlevel.checkpoint()
+
+
 async def restart(scene: Scene) -> None:
     async with scene.client.instance(MODEL, HARDWARE, reuse=True):
         await anyio.sleep(2.0)
@@ -172,6 +180,7 @@ class Scenario:
 
 SLOW = Fault("delay", when="before", seconds=0.25, times=None)
 LOST = Fault("drop", route="start", when="after")
+FULL = Fault("status", route="start", status=503)
 
 SCENARIOS = {
     "lease": Scenario(body=lease),
@@ -194,6 +203,9 @@ SCENARIOS = {
         min_interval=2.0,
         time_limit=16.0,
         starts=2,
+    ),
+    "choice of hardware": Scenario(
+        body=choice, faults=(FULL, FULL, FULL), journal=True, min_interval=2.0, time_limit=10.0
     ),
     "restart": Scenario(body=restart, before=stop_one, faults=(SLOW,), journal=True, time_limit=10.0),
     "whole client": Scenario(body=whole_client, journal=True),
