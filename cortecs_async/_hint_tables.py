@@ -207,7 +207,12 @@ ARGUMENTS: Mapping[str, Mapping[str, Hints]] = {
     "LeaseMethods": {
         "instance": START_ARGUMENTS,
         "attach": {"id handle instance": "use instance_id", "timeout": "use start_timeout"},
-        "acquire": START_ARGUMENTS,
+        "acquire": {
+            "idle_timeout idle idle_minutes autostop idle_shutdown scaledown_window": (
+                "no process sees all requests to the instance, so use max_lifetime, or client.shared(...)"
+            ),
+            **START_ARGUMENTS,
+        },
         "release": {"id instance_id instance": "use handle", "timeout": "use teardown_timeout"},
     },
     "BatchMethods": {

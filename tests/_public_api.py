@@ -19,7 +19,7 @@ from cortecs_async.emulator._server import ServedEmulator
 RETURNED = {HardwareTypes, InstanceWatch, Instances, Models, ServedEmulator, User}
 
 # Methods called only by other modules in the package.
-_STATE = {"next_report", "report_id", "state_after"}
+_STATE = {"next_report", "note_use", "report_id", "state_after"}
 INNER = {
     "BackgroundInstance": _STATE,
     "Emulator": {"exchange"},

@@ -128,6 +128,11 @@ async def expired(_: Emulator, client: AsyncCortecs) -> None:
         await anyio.sleep_forever()
 
 
+async def idle(_: Emulator, client: AsyncCortecs) -> None:
+    async with client.instance(MODEL, HARDWARE, idle_timeout=600):
+        await anyio.sleep_forever()
+
+
 async def lost(emu: Emulator, client: AsyncCortecs) -> None:
     async with client.instance(MODEL, HARDWARE) as inst:
         emu.stop_instance(inst.instance_id)
@@ -178,6 +183,7 @@ PROGRAMS: dict[str, tuple[dict[str, Any], Callable[[Emulator, AsyncCortecs], Awa
     "The endpoint does not answer": ({"endpoint_lag": 3600.0}, not_ready),
     "Rejected inference API key": ({"api_key": "another"}, not_ready),
     "Lease expired": ({"step_seconds": 1.0}, expired),
+    "Lease idle": ({"step_seconds": 1.0}, idle),
     "Instance lost": ({"step_seconds": 1.0}, lost),
     "Instance not released": ({"step_seconds": 1.0}, not_released),
     "Ambiguous start": ({"step_seconds": 1.0}, ambiguous),

@@ -240,6 +240,12 @@ async def test_a_plain_start_names_the_method_that_has_the_argument(
     assert str(caught.value).endswith(f"'{name}': use {right}")
 
 
+async def test_acquire_says_why_it_has_no_idle_timeout(client: AsyncCortecs) -> None:
+    wrong: Any = {"idle_timeout": 600}
+    with pytest.raises(TypeError, match=r"no process sees all requests .* max_lifetime, or client\.shared"):
+        await client.acquire(MODEL, **wrong)
+
+
 async def test_a_plan_names_the_method_that_has_the_argument(client: AsyncCortecs) -> None:
     wrong: Any = {"ttl": 1}
     with pytest.raises(TypeError, match=r"use client\.run_batch\(\.\.\., max_lifetime=\.\.\.\)$"):

@@ -22,6 +22,7 @@ from .._errors import (
     RequestError,
     TeardownError,
 )
+from .._lease.endpoint import counted
 from .._lease.lease import InstanceLease
 from .._lease.pricing import Receipt
 from .._logging import Event, log
@@ -204,7 +205,7 @@ class Batch:
             instance.pool = WorkerPool(
                 instance_id=handle.instance_id,
                 model=self.options.model,
-                post=sender.post,
+                post=counted(handle, sender.post),
                 key_origin=self.sender_config.key_origin,
                 queue=queue,
                 writer=writer,

@@ -33,6 +33,7 @@ _PHRASES: tuple[tuple[str, str], ...] = (
     (r"(?i)pass api_key=, or (?=set )", ""),
     (r", or pass allow_insecure_http=True", ""),
     (r" and not http_client=", ""),
+    (r", or call inst\.touch\(\) when you use the instance in a way that the client does not see", ""),
     (
         r"The reaper, a background process, releases it",
         "A background process on this machine continues to delete it",

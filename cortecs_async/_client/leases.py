@@ -94,8 +94,10 @@ class LeaseMethods:
                 status decides. See "Is it ready?" in docs/instances.md.
             idle_timeout: Maximum time without a request. When it is reached, the block is cancelled, the
                 instance is released, and `LeaseIdleError` is raised. Requests of `inst.openai()`,
-                `inst.langchain()`, `inst.pydantic_ai()`, and `inst.map` count; for all others, call
-                `inst.touch()`. Default: no limit.
+                `inst.langchain()`, `inst.pydantic_ai()`, and `inst.map` count, from their beginning to their
+                end; for all others, call `inst.touch()`. If your code blocks the event loop for longer, the
+                reaper releases the instance. Default: no limit. See "Release idle instances" in
+                docs/costs.md.
             on_loss: What to do if the instance stops or disappears during the block. `cancel` (default) ends
                 the block with `InstanceLostError`. `ignore` keeps the block running.
             on_progress: A function called with a `Progress` at every change while the instance starts. It can
@@ -221,7 +223,8 @@ class LeaseMethods:
 
         Use this only if you cannot hold an `async with` block open. Until the instance is usable, it is
         protected as with `instance`. After that, only `max_lifetime` or `max_cost` ends it: the reaper
-        enforces the limit, or `sweep` if the reaper died. Always set one of them.
+        enforces the limit, or `sweep` if the reaper died. Always set one of them. There is no `idle_timeout`,
+        because no process sees all requests to the instance: use `client.shared` for that.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.

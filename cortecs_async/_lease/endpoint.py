@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, overload
 
 from .._credentials import Sources, environment_sources
 from .._errors import ConfigurationError
 from .._extras import install_command
 from .._hints import hinted
 from .._secrets import Hidden, Secret
+from .activity import Activity, counting
 
 if TYPE_CHECKING:
     import openai
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+P = ParamSpec("P")
+
+
+def counted(endpoint: Endpoint, call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Return `call`, or an async function that also counts its calls as requests of an endpoint."""
+    activity = endpoint._get_activity()  # noqa: SLF001  (for the methods of other packages)
+    return call if activity is None else activity.counted(call)
 
 
 class OpenAIKwargs(TypedDict):
@@ -33,10 +42,11 @@ class OpenAIKwargs(TypedDict):
 class Endpoint:
     """An OpenAI-compatible endpoint. Subclasses provide its `base_url` and `model`."""
 
-    # Where the client finds the inference API key. It is not set in a parsed or unpickled handle, so it is
-    # not a field.
-    __slots__ = ("_sources",)
+    # Where the client finds the inference API key, and what counts requests for an `idle_timeout`. They are
+    # not set in a parsed or unpickled handle, so they are not fields.
+    __slots__ = ("_activity", "_sources")
     _sources: Sources | None
+    _activity: Activity | None
 
     if TYPE_CHECKING:
 
@@ -49,6 +59,10 @@ class Endpoint:
     def _release_check(self) -> Callable[[], None]:
         """Return a function that raises once the instance has been released. A handle cannot detect that."""
         return lambda: None
+
+    def _get_activity(self) -> Activity | None:
+        """Return what counts the requests, or None if they do not matter."""
+        return getattr(self, "_activity", None)
 
     def _inference_key(self, given: Hidden[str | Secret | None]) -> Secret:
         sources = getattr(self, "_sources", None) or environment_sources(given)
@@ -140,6 +154,7 @@ class Endpoint:
         """
         from .mapping import new_map  # noqa: PLC0415  (imports anyio, which a handle does not need)
 
+        fn = counted(self, fn) if callable(fn) else fn
         return new_map(self, fn, items, concurrency, ordered=ordered, return_exceptions=return_exceptions)
 
     def openai(self, *, api_key: str | Secret | None = None, **options: Any) -> openai.AsyncOpenAI:
@@ -174,7 +189,7 @@ class Endpoint:
         arguments: Hidden[dict[str, Any]] = Hidden(
             {"base_url": self.base_url, "api_key": key.reveal(), **others.reveal()}
         )
-        return _checked(AsyncOpenAI(**arguments.reveal()), check)
+        return _hooked(AsyncOpenAI(**arguments.reveal()), check, self._get_activity())
 
     def langchain(self, *, api_key: str | Secret | None = None, **options: Any) -> ChatOpenAI:
         """Return a `langchain_openai.ChatOpenAI` model for this instance.
@@ -225,7 +240,10 @@ class Endpoint:
             }
         )
         llm = ChatOpenAI(**arguments.reveal())
-        _checked(llm.root_async_client, check)
+        activity = self._get_activity()
+        _hooked(llm.root_async_client, check, activity)
+        if llm.root_client is not None:  # for `invoke` in a thread
+            _hooked(llm.root_client, check, activity)
         return llm
 
     def pydantic_ai(self, *, api_key: str | Secret | None = None, **options: Any) -> OpenAIChatModel:
@@ -258,29 +276,39 @@ class Endpoint:
         check = self._release_check()
         check()
         provider = OpenAIProvider(base_url=self.base_url, api_key=self._inference_key(given).reveal())
-        _checked(provider.client, check)
+        _hooked(provider.client, check, self._get_activity())
         return OpenAIChatModel(self.model, provider=provider, **options)
 
 
 Client = TypeVar("Client")
 
 
-def _checked(client: Client, check: Callable[[], None]) -> Client:
-    """Make each request of an openai client call `check` first.
+def _hooked(client: Client, check: Callable[[], None], activity: Activity | None) -> Client:
+    """Make each request of an openai client call `check` first, and count for `activity`.
 
-    The openai package has this hook for subclasses. A client without it still works, but with a less clear
-    error. The copies returned by `with_options` have the same class.
+    The openai package has a hook for subclasses that every attempt of a request calls. A client without it
+    still works, but with a less clear error. The copies returned by `with_options` have the same class.
     """
     kind: Any = type(client)
-    if hasattr(kind, "_prepare_options"):
+    methods: dict[str, Any] = {}
+    if inspect.iscoroutinefunction(prepare := getattr(kind, "_prepare_options", None)):
 
-        async def prepare(self: object, options: Any) -> Any:
+        async def check_first_async(self: object, options: Any) -> Any:
             check()
-            return await kind._prepare_options(self, options)  # noqa: SLF001
+            return await prepare(self, options)
 
-        shown = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-        checked = type(kind.__name__, (kind,), {**shown, "_prepare_options": prepare})
-        client.__class__ = checked
+        methods["_prepare_options"] = check_first_async
+    elif prepare is not None:
+
+        def check_first(self: object, options: Any) -> Any:
+            check()
+            return prepare(self, options)
+
+        methods["_prepare_options"] = check_first
+    if activity is not None:
+        methods["request"] = counting(kind, activity)
+    shown = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    client.__class__ = type(kind.__name__, (kind,), {**shown, **methods})
     return client
 
 

@@ -13,6 +13,7 @@ from .._config import check_api_base_url
 from .._credentials import Sources
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._hints import hinted
+from .activity import Activity
 from .endpoint import Endpoint
 
 
@@ -101,7 +102,8 @@ class InstanceHandle(Endpoint):
         return cls(**arguments)
 
     def __copy__(self) -> InstanceHandle:
-        return with_sources(_restore(asdict(self)), getattr(self, "_sources", None))
+        copy = with_sources(_restore(asdict(self)), getattr(self, "_sources", None))
+        return with_activity(copy, self._get_activity())
 
     def __deepcopy__(self, _: dict[int, Any]) -> InstanceHandle:
         return self.__copy__()
@@ -114,6 +116,12 @@ class InstanceHandle(Endpoint):
 def with_sources(handle: InstanceHandle, sources: Sources | None) -> InstanceHandle:
     """Make a handle find the inference API key where its client does. Return the handle."""
     object.__setattr__(handle, "_sources", sources)  # the class is frozen
+    return handle
+
+
+def with_activity(handle: InstanceHandle, activity: Activity | None) -> InstanceHandle:
+    """Make the requests of a handle count for its lease, while both are in one process. Return the handle."""
+    object.__setattr__(handle, "_activity", activity)
     return handle
 
 

@@ -193,6 +193,7 @@ class InstanceLease(LeaseView):
             InstanceLostError: if the instance stopped or disappeared, which cancelled the block, or if an
                 endpoint error ended the block and the release finds that the instance had already ended.
             LeaseExpiredError: if `max_lifetime` or `max_cost` was reached, which cancelled the block.
+            LeaseIdleError: if `idle_timeout` was reached, which cancelled the block.
             TeardownError: if the instance is not released within `teardown_timeout`, unless the block raised.
             ConfigurationError: in a different event loop than `__aenter__`. The instance is released in its
                 own event loop if that is still running, otherwise by the reaper.

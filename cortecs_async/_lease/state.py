@@ -21,8 +21,10 @@ from .._errors import InvalidArgumentError
 from .._http.client import HTTP
 from .._http.connections import HTTPClient
 from .._logging import Event
+from .._recovery.cost_lines import CostOutcome
 from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Observer, Operation, Source
+from .activity import Activity
 from .options import LeaseOptions
 from .pricing import Prices, Receipt, receipt
 from .start_state import RestartAttempt, StartAttempt
@@ -125,7 +127,10 @@ class LeaseState:
         selection: What became of the hardware types that the lease may use, if it has a choice or waits.
         lifetime: Maximum seconds from the start request to the release.
         limit: The argument that sets `lifetime`, and its value.
+        was_usable: Whether the block began, or the instance was transferred to its holder.
+        outcome: How the lease ends, for the cost ledger, if its release succeeds.
         final: The receipt, once the lease has ended.
+        activity: Counts the requests, if there is an `idle_timeout`.
     """
 
     services: LeaseServices
@@ -137,7 +142,10 @@ class LeaseState:
     began: float = 0.0
     lifetime: float = math.inf
     limit: str = ""
+    was_usable: bool = False
+    outcome: CostOutcome = "failed"
     final: Receipt | None = None
+    activity: Activity | None = None
     selection: Selection | None = None
     _clock: Callable[[], float] = anyio.current_time
 
@@ -179,6 +187,8 @@ class LeaseState:
         self.operation = operation
         self._clock = loop_clock()
         self.began = self.now()
+        if self.options.idle_timeout is not None:
+            self.activity = Activity(self.options.idle_timeout, self.now, self._announce_idle)
 
     def now(self) -> float:
         """Return the time in seconds, including suspensions, which are billed. Works in any thread."""
@@ -208,6 +218,12 @@ class LeaseState:
             return None
         return self.services.promises.system.wall_clock() + self.lifetime - self.age
 
+    def _announce_idle(self, seconds: float) -> None:
+        """Tell the reaper to release the instance after `seconds`, unless more activity is announced."""
+        if self.held.key is not None:
+            promises = self.services.promises
+            promises.record_activity(self.held.key, promises.system.wall_clock() + seconds)
+
     @property
     def receipt(self) -> Receipt:
         return self.final or self._count(self.now())
@@ -218,15 +234,21 @@ class LeaseState:
             final = self._count(self.now() if stopped_at is None else stopped_at + suspended())
             self.final = evolve(final, released=released)
 
+    @property
+    def billed_args(self) -> InstanceArgs:
+        """The arguments of the instance, as far as they are known."""
+        sent = self.args
+        args = sent if self.newest is None else self.newest.instance_args
+        # No documented response from the service contains the number of workers.
+        num_workers = max(args.num_workers, sent.num_workers)
+        hardware = args.hardware_type_id or sent.hardware_type_id
+        return evolve(args, num_workers=num_workers, hardware_type_id=hardware)
+
     def _count(self, until: float) -> Receipt:
         # After starting was cancelled, the instance may have been fetched only to release it.
         instance_id = self.held.instance_id or self.instance.instance_id
-        args = self.args if self.newest is None else self.newest.instance_args
-        # No documented response from the service contains the number of workers.
-        hardware = args.hardware_type_id or self.args.hardware_type_id
-        workers = max(args.num_workers, self.options.args.num_workers)
-        args = evolve(args, num_workers=workers, hardware_type_id=hardware)
-        price = self.services.prices.of(hardware)
+        args = self.billed_args
+        price = self.services.prices.of(args.hardware_type_id)
         seconds = max(until - self.billed_from, 0.0)
         return evolve(receipt(instance_id, seconds, args, price), hardware_reason=self.hardware_reason)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .._api.domain import Instance
+from .activity import Activity
 from .endpoint import Endpoint
-from .handle import InstanceHandle, with_sources
+from .handle import InstanceHandle, with_activity, with_sources
 from .pricing import Receipt
 from .state import LeaseServices, LeaseState
 
@@ -56,7 +57,30 @@ class LeaseView(Endpoint):
             expires_at=self._state.expiry(),
             allow_insecure_http=self._services.allow_insecure_http,
         )
-        return with_sources(handle, self._services.sources)
+        return with_activity(with_sources(handle, self._services.sources), self._state.activity)
+
+    def touch(self) -> None:
+        """Count as a request, for the `idle_timeout` of the lease.
+
+        Call this when you use the instance in a way that the client does not see, for example with your own
+        HTTP client. Without an `idle_timeout`, it does nothing. It is cheap, and you can call it in any
+        thread. In the middle of a long computation that blocks the event loop, it keeps the reaper from
+        releasing the instance.
+
+        Raises:
+            InvalidArgumentError: if the instance is not started yet, or the lease has released it.
+
+        Example:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", idle_timeout="10m") as inst:
+                inst.touch()  # here you send a request with your own HTTP client
+        """
+        _ = self.instance  # raises an error before the instance is started
+        self._state.check_not_released()
+        if (activity := self._state.activity) is not None:
+            activity.touch()
+
+    def _get_activity(self) -> Activity | None:
+        return self._state.activity
 
     @property
     def cost_so_far(self) -> float | None:

@@ -1,10 +1,12 @@
-"""Cancel a lease's block when its instance is lost or its lifetime ends."""
+"""Cancel a lease's block when its instance is lost, its lifetime ends, or it is idle."""
 
 from __future__ import annotations
 
 import math
 import weakref
 from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
 
 import anyio
 from attrs import define, field
@@ -12,8 +14,9 @@ from attrs import define, field
 from .._aio.background import BackgroundTask
 from .._aio.scopes import CancellableBlock
 from .._api.domain import Instance
-from .._errors import InstanceLostError, LeaseExpiredError, LifecycleError, add_note
+from .._errors import InstanceLostError, LeaseExpiredError, LeaseIdleError, LifecycleError, add_note
 from .._logging import Event, log
+from .activity import Activity
 from .endpoint_errors import is_endpoint_error
 from .loss import until_lost
 from .state import LeaseState
@@ -24,12 +27,12 @@ _MAX_SLEEP = 10.0
 
 @define(eq=False)
 class Watchdog:
-    """Cancels a lease's block when its instance is lost or it expires.
+    """Cancels a lease's block when its instance is lost, it expires, or it is idle.
 
     Attributes:
         instance: The latest snapshot. The lease shows it once the block has ended.
-        verdict: The reason to cancel the block: the instance was lost or the lease expired, or None if
-            neither happened.
+        verdict: The reason to cancel the block: the instance was lost, or the lease expired or was idle. None
+            if nothing happened.
     """
 
     _state: LeaseState
@@ -40,6 +43,9 @@ class Watchdog:
     _block: CancellableBlock = field(factory=CancellableBlock)
     _was_cancelled: bool = True
     _background: list[BackgroundTask] = field(factory=list)
+    _is_over: bool = False
+    # The limit that was reached when the block ended.
+    _passed: tuple[type[LifecycleError], str] | None = None
 
     def enter(self) -> None:
         self._block.enter()
@@ -47,11 +53,22 @@ class Watchdog:
             self._background.append(BackgroundTask(self._watch_instance))
         if math.isfinite(self._state.lifetime):
             self._background.append(BackgroundTask(self._watch_lifetime))
+        if self._state.activity is not None:
+            self._state.activity.begin()
+            self._background.append(BackgroundTask(partial(self._watch_activity, self._state.activity)))
 
     async def leave(self, raised: BaseException | None) -> BaseException | None:
         """End the block and return the exception to raise from it."""
         for each in self._background:
             each.stop()
+        # On trio, a task that is stopped before its first step still takes it.
+        self._is_over, self._passed = True, self._passed_limit()
+        if self._state.activity is not None:
+            self._state.activity.end()
+        if self.verdict is None and self._passed is not None and self._state.options.on_exit == "keep":
+            # After a hang, the reaper may have released the instance already.
+            self._set_verdict(*self._passed)
+            self._was_cancelled = False
         outcome, interrupted = await self._block.leave(raised)
         if self.verdict is None:
             return outcome
@@ -73,6 +90,22 @@ class Watchdog:
             await anyio.sleep(min(remaining, _MAX_SLEEP))
         self._end(LeaseExpiredError, f"reached {self._state.limit}")
 
+    async def _watch_activity(self, activity: Activity) -> None:
+        # Checked before it counts the requests in flight: after a hang, the reaper has already acted.
+        while (remaining := activity.idle_at - self._state.now()) > 0:
+            activity.check()
+            await anyio.sleep(min(remaining, activity.check_interval))
+        self._end(LeaseIdleError, _idle(activity))
+
+    def _passed_limit(self) -> tuple[type[LifecycleError], str] | None:
+        """Return the limit that was reached first, if any, as the error and its text."""
+        activity, now = self._state.activity, self._state.now()
+        limits = [(self._state.expires_at, LeaseExpiredError, f"reached {self._state.limit}")]
+        if activity is not None:
+            limits.append((activity.idle_at, LeaseIdleError, _idle(activity)))
+        at, error, what = min(limits, key=itemgetter(0))
+        return (error, what) if at <= now else None
+
     async def _watch_instance(self) -> None:
         how = await until_lost(self._state, self.instance, self._update)
         self._end(InstanceLostError, f"{how} while the block was running")
@@ -81,8 +114,9 @@ class Watchdog:
         self.instance = instance
 
     def _end(self, error: type[LifecycleError], what: str) -> None:
-        if self.verdict is None:
-            self._set_verdict(error, what)
+        if self.verdict is None and not self._is_over:
+            # After a hang, the reaper has released the instance, which is then no loss.
+            self._set_verdict(*(self._passed_limit() or (error, what)))
             self._was_cancelled = self._block.cancel()
             if not self._was_cancelled and (release := self._release_early()) is not None:
                 release()
@@ -90,7 +124,7 @@ class Watchdog:
     def _set_verdict(self, error: type[LifecycleError], what: str) -> LifecycleError:
         instance_id = self.instance.instance_id
         self.verdict = verdict = error(f"Instance {instance_id} {what}", instance_id=instance_id)
-        if error is LeaseExpiredError:
+        if issubclass(error, LeaseExpiredError):
             log(Event.LEASE_EXPIRED, instance_id=instance_id, reason=verdict)
         else:
             log(Event.LEASE_LOST, instance_id=instance_id, reason=verdict)
@@ -103,10 +137,18 @@ class Watchdog:
         """
         if self.verdict is not None:
             return raised
-        verdict = self._set_verdict(InstanceLostError, f"{how} while the block was running")
+        lost = InstanceLostError, f"{how} while the block was running"
+        verdict = self._set_verdict(*(self._passed or lost))
         if self._state.options.on_loss == "cancel" and is_endpoint_error(raised):
             verdict.__cause__ = raised
             return verdict
         if raised is not None:
             add_note(raised, f"{verdict}")
         return raised
+
+
+def _idle(activity: Activity) -> str:
+    return (
+        f"had no request for idle_timeout={activity.timeout:g} s. Increase idle_timeout, or call "
+        "inst.touch() when you use the instance in a way that the client does not see"
+    )

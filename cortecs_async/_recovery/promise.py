@@ -22,6 +22,9 @@ class Promise:
         goal: "gone" or "stopped".
         expires_at: Unix time in seconds at which the instance is released, even if its owner lives, or None
             if it never expires.
+        idle_at: Unix time in seconds at which the instance is released, unless its owner announces more
+            activity, or None. Only a reaper whose parent lives acts on it. It is never in a journal, where
+            it would be stale: `sweep` would delete an instance that is in use.
         held: The instance was handed over (`acquire`). It is released at `expires_at`, not before.
         seen: A reading has shown the instance, so it does not count as missing because it is new.
         unanswered: The start request is unresolved: its response was lost or does not show whether it worked.
@@ -41,6 +44,7 @@ class Promise:
         self.instance_id: str | None = None
         self.goal: str = "gone"
         self.expires_at: float | None = None
+        self.idle_at: float | None = None
         self.held: bool = False
         self.seen: bool = False
         self.unanswered: bool = False
@@ -50,7 +54,8 @@ class Promise:
     def due_at(self, *, owner_lives: bool, grace: float = 0.0) -> float | None:
         """Return the Unix time after which another process should fulfill the promise, if any.
 
-        For `grace` seconds after `expires_at`, a living owner can still release the instance itself.
+        For `grace` seconds after `expires_at` or `idle_at`, a living owner can still release the instance
+        itself.
         """
         if self.candidates:
             return None
@@ -58,9 +63,9 @@ class Promise:
             return self.expires_at if self.held else 0.0
         if self.abandoned:
             return 0.0
-        if self.expires_at is None or self.instance_id is None:
-            return None
-        return self.expires_at + grace
+        limits = [self.expires_at, None if self.held else self.idle_at]
+        ends = [each for each in limits if each is not None and self.instance_id is not None]
+        return min(ends) + grace if ends else None
 
     def is_due(self, now: float, *, owner_lives: bool, grace: float = 0.0) -> bool:
         """Return whether another process should fulfill the promise at a Unix time."""

@@ -6,7 +6,6 @@ themselves are in the `PromiseStore`, which all clients in the process share.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,7 +23,7 @@ from .._config import ProtectionMode, Settings
 from .._errors import GuardError, JournalError
 from .._logging import Event, log
 from .._secrets import Credentials
-from .accounts import describe
+from .accounts import describe, fingerprint
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .reaper_check import check_platform, check_reaper
 from .records import Record
@@ -40,11 +39,6 @@ _REHEARSAL_POLL_INTERVAL = 0.01
 
 # Seconds for which a start request waits if the reaper is not required, so that any warning comes first.
 _REHEARSAL_PAUSE = 1.0
-
-
-def fingerprint(api_base_url: str, client_id: str) -> str:
-    """Return a name for an account that does not reveal anything about it."""
-    return hashlib.sha256(f"{api_base_url}\n{client_id}".encode()).hexdigest()[:16]
 
 
 class Promises:
@@ -177,6 +171,12 @@ class Promises:
     def record_seen(self, key: str) -> None:
         """Record that a reading has shown the instance."""
         self.store.put({"kind": "SEEN", "entry": key})
+
+    def record_activity(self, key: str, idle_at: float) -> None:
+        """Make the reaper release the instance at a Unix time, unless it hears of more. Thread-safe."""
+        if self.uses_reaper:
+            self.store.put({"kind": "IDLE", "entry": key, "idle_at": idle_at})
+            self._commit_soon()
 
     def record_handed_over(self, key: str) -> None:
         """Record that the caller owns the instance from now on, until it expires."""

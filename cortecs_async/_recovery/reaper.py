@@ -4,7 +4,8 @@ The reaper reads a pipe, and only its parent has the write end. A closed pipe me
 process id would not be reliable, because ids are reused. The parent sends each promise before it acts on it.
 When the parent dies, the reaper fulfills the remaining promises: it releases instances and searches for any
 that a start request may have created. While the parent lives, the reaper releases only instances that have
-expired or that the parent gave up on. `recover` contains the details. The parent's side is `reaper_process`.
+expired, that the parent gave up on, or that a hung parent has left idle. `recover` contains the details. The
+parent's side is `reaper_process`.
 
 The reaper ignores SIGTERM, SIGHUP, and Ctrl-C, has its own session, and survives SIGKILL, `os._exit`, and the
 OOM killer if they hit only its parent. It does not survive a crash of the machine, the container, or the
@@ -147,7 +148,7 @@ class Reaper:
     def recover_due(self) -> None:
         """Release, in a thread, any instances that the living parent failed to release.
 
-        The parent gave up, or its event loop is blocked.
+        The parent gave up, or its event loop is blocked past the lifetime or the idle timeout of a lease.
         """
         now = self._wall_clock()
         due = [each for each in self._not_begun() if self._due_at(each) <= now]
@@ -316,7 +317,7 @@ def _by_clock(message: Record, clock: SteadyClock) -> Record:
     """Return a message with its times converted to this clock. The parent takes them from the wall clock."""
     times = {
         name: clock.from_wall_clock(value)
-        for name in ("at", "expires_at")
+        for name in ("at", "expires_at", "idle_at")
         if isinstance(value := message.get(name), (int, float))
     }
     return {**message, **times}

@@ -105,8 +105,16 @@ class JournalState:
         # Start requests with the same baseline share one set, because each may hold it for a long time.
         return self.baselines.get(promise.baseline or "")
 
+    def idle_times(self) -> list[Record]:
+        """Return the records that a journal does not have, for a new reaper."""
+        return [
+            {"kind": "IDLE", "entry": promise.key, "idle_at": promise.idle_at}
+            for promise in self.promises.values()
+            if promise.idle_at is not None
+        ]
+
     def snapshot(self) -> list[Record]:
-        """Return the smallest list of records that produces this state."""
+        """Return the smallest list of records that produces this state, without `idle_times`."""
         records: list[Record] = [self.owner] if self.owner else []
         for api in dict.fromkeys(each for each, _ in self.past_ids):
             ids = [instance_id for each, instance_id in self.past_ids if each == api]
@@ -218,6 +226,12 @@ def _apply_seen(state: JournalState, record: Record) -> None:
         promise.seen = True
 
 
+def _apply_idle(state: JournalState, record: Record) -> None:
+    idle_at = float(record["idle_at"])
+    if promise := state.promises.get(_text(record["entry"])):
+        promise.idle_at = idle_at
+
+
 def _apply_unanswered(state: JournalState, record: Record) -> None:
     if promise := state.promises.get(_text(record["entry"])):
         promise.unanswered = True
@@ -264,6 +278,7 @@ _APPLY = {
     "INTENT": _apply_intent,
     "CREATED": _apply_created,
     "SEEN": _apply_seen,
+    "IDLE": _apply_idle,
     "UNANSWERED": _apply_unanswered,
     "HELD": _apply_held,
     "ABANDONED": _apply_abandoned,

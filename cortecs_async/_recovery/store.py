@@ -23,6 +23,7 @@ from .accounts import with_network_of
 from .journal import JournalFile, foreign_states, is_owned, owner_record, read_journals
 from .locks import decision_lock
 from .promise import Promise
+from .promise_clock import PromiseClock
 from .reaper_process import ReaperProcess
 from .records import JournalState, Record
 
@@ -33,12 +34,12 @@ _REWRITE_FACTOR, _REWRITE_SLACK = 4, 1 << 18
 # After more than this many reaper deaths within this many seconds, the reaper is no longer replaced.
 _MAX_REAPER_DEATHS, _REAPER_DEATHS_WINDOW = 5, 60.0
 
-# In seconds. A smaller change of the wall clock is not a jump.
-_CLOCK_TOLERANCE = 1.0
-
 # Records that must survive a power loss, like any record with `durable`. Losing any other record only costs
 # extra requests.
 _DURABLE_KINDS = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED", "AMBIGUOUS"})
+
+# Records for the reaper only. In a journal, an idle time would soon be stale: see `Promise`.
+_PIPE_KINDS = frozenset({"IDLE"})
 
 
 class PromiseStore:
@@ -63,8 +64,7 @@ class PromiseStore:
         self._uses_journal = journal
         self._uses_reaper = guard
         self._wall_clock = wall_clock
-        # A clock other than the system's does not jump.
-        self._steady_clock = boottime if wall_clock is time.time else wall_clock
+        self._clock = PromiseClock(wall_clock)
         self.generation: int = 0
         self._reset()
 
@@ -73,8 +73,7 @@ class PromiseStore:
         self._clients_lock = threading.Lock()
         self._queue: deque[Record] = deque()
         self._taken = 0  # from the queue
-        # By key: the wall clock minus the steady clock when a promise's times were read.
-        self._clock_offsets: dict[str, float] = {}
+        self._clock.offsets.clear()
         self.committed: int = 0
         self.state: JournalState = JournalState()
         self._journal: JournalFile | None = None
@@ -117,7 +116,8 @@ class PromiseStore:
 
     def is_open(self, key: str) -> bool:
         """Return whether a promise is open, or will be once the queue is committed."""
-        queued = [record["kind"] for record in self._queue.copy() if record.get("entry") == key]
+        kinds = [record["kind"] for record in self._queue.copy() if record.get("entry") == key]
+        queued = [kind for kind in kinds if kind not in _PIPE_KINDS]
         return "GONE" not in queued and (bool(queued) or key in self.state.promises)
 
     def has_baseline(self, name: str) -> bool:
@@ -171,29 +171,12 @@ class PromiseStore:
                 self._credential_records[record["account"]] = record
                 credential_records.append(record)
             else:
-                self.state.apply(record)
+                self.state.apply(self._clock.register(record))
                 records.append(record)
-                if record["kind"] == "GONE":
-                    self._clock_offsets.pop(str(record["entry"]), None)
-                elif "at" in record:
-                    self._clock_offsets[str(record.get("entry"))] = self._clock_offset()
             # Only now, so that `is_open` finds the record in one place or the other.
             self._taken += 1
             self._queue.popleft()
         return credential_records, records
-
-    def _clock_offset(self) -> float:
-        return self._wall_clock() - self._steady_clock()
-
-    def _by_clock(self, record: Record) -> Record:
-        """Return a record with its times converted to the current wall clock.
-
-        The reaper converts them from the wall clock to a clock that does not jump.
-        """
-        offset = self._clock_offset()
-        shift = offset - self._clock_offsets.get(str(record.get("entry")), offset)
-        times = {name: record[name] + shift for name in ("at", "expires_at") if record.get(name) is not None}
-        return {**record, **times} if abs(shift) > _CLOCK_TOLERANCE else record
 
     def _merged(self, record: Record) -> Record:
         """Return the description of an account to send to the reaper.
@@ -230,7 +213,8 @@ class PromiseStore:
                     self._journal.retire(self.state)
             self.is_reaper_wanted = False
             self._journal, self._sent_path, self.state = None, None, JournalState()
-            self._credential_records, self._clock_offsets = {}, {}
+            self._credential_records = {}
+            self._clock.offsets.clear()
 
     def count_orphans(self, api: str, account: str) -> int:
         """Return the number of open promises in the journals of dead owners.
@@ -258,6 +242,7 @@ class PromiseStore:
         self._reset()
 
     def _write_journal(self, records: list[Record]) -> None:
+        records = [each for each in records if each["kind"] not in _PIPE_KINDS]
         try:
             if self._journal is not None and not self._journal.exists():
                 self._journal.close()
@@ -308,7 +293,7 @@ class PromiseStore:
                 self._reaper.start()
             self._reaper.handshake()
             self._sent_path = None
-            state = map(self._by_clock, self.state.snapshot())
+            state = map(self._clock.by_wall_clock, [*self.state.snapshot(), *self.state.idle_times()])
             self._reaper.send([*self._path_message(), *self._credential_records.values(), *state])
         except GuardError as error:
             if self.reaper_problem is None:

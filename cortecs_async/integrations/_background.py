@@ -9,7 +9,7 @@ from typing import Unpack
 import anyio
 
 from .. import AsyncCortecs, ConfigurationError, InstanceLease, InvalidArgumentError
-from .._aio.synchronization import Backoff
+from .._aio.synchronization import Backoff, Broadcast
 from .._durations import as_seconds
 from .._hints import hinted
 from ..errors import (
@@ -21,6 +21,7 @@ from ..errors import (
     InstanceLostError,
     InsufficientBalanceError,
     LeaseExpiredError,
+    LeaseIdleError,
     NotFoundError,
     PermissionDeniedError,
     RateLimitError,
@@ -66,6 +67,9 @@ class BackgroundInstance(ManagedInstance):
     `pause`. No new instance is started if that would exceed a limit, if a start request was ambiguous, or
     after the service has rejected five start requests in a row because of the credentials or the balance.
 
+    With `idle_timeout`, an instance that the app does not use is released, and the next call of `handle()` or
+    `wait()` starts a new one.
+
     Every process has its own instance. For a server with several workers, use `SharedInstance`.
 
     Args:
@@ -102,6 +106,9 @@ class BackgroundInstance(ManagedInstance):
         self._used_seconds = 0.0
         self._used_cost = 0.0
         self._refusals = 0  # in a row
+        self._in_use: InstanceLease | None = None  # the lease of the handle that the app gets
+        self._is_wanted = False  # since there was such a handle
+        self._wanted = Broadcast()
 
     async def _check(self) -> None:
         self._used_seconds = self._used_cost = 0.0
@@ -113,6 +120,18 @@ class BackgroundInstance(ManagedInstance):
         while pause is not None:
             await anyio.sleep(pause)
             pause = await self._run_one()
+            if isinstance(state := self._state, Unavailable) and state.reason == "idle":
+                while not self._is_wanted:
+                    await self._wanted.wait()
+
+    def note_use(self) -> None:
+        if (lease := self._in_use) is not None:
+            with contextlib.suppress(InvalidArgumentError):  # another thread has just released it
+                lease.touch()
+        elif not self._is_wanted:
+            self._is_wanted = True
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
+                self._run_in_loop(self._wanted.notify)
 
     async def _run_one(self) -> float | None:
         """Run one instance until it ends. Return the seconds until the next attempt to start one, if any."""
@@ -122,12 +141,17 @@ class BackgroundInstance(ManagedInstance):
             lease = self._lease()
             async with lease:
                 self._refusals = 0
+                self._in_use = lease
                 self._set(lease.handle)
                 try:
                     await self._check_reports(lease)
                 finally:
+                    self._in_use, self._is_wanted = None, False
                     # Requests must not use it during its release.
                     self._set(Unavailable("restarting", f"instance {lease.instance_id} is being released"))
+        except LeaseIdleError as error:
+            logger.info("%s", error)
+            self._set(Unavailable("idle", f"{error}"))
         except Exception as error:  # noqa: BLE001  (a credential provider may raise anything)
             pause = self._pause_after(error)
             logger.warning("Could not get an instance for %s: %r", self._model_id, error)

@@ -21,6 +21,7 @@ from .._aio.feeds import Feed
 from .._aio.tasks import TaskResult, UserTask, is_cancellation
 from .._batch.outcome import retry_delay
 from .._hints import hinted
+from .._lease.endpoint import counted
 from ..errors import EndpointError
 from ._fan_out_queue import FanOutInstance, FanOutQueue, Outcome, Task
 from ._worker import Result
@@ -298,7 +299,8 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         inst.is_probing |= is_probe
         try:
             try:
-                results = await self._submit(inst.handle, [task.item for task in chunk])
+                submit = counted(inst.handle, self._submit)
+                results = await submit(inst.handle, [task.item for task in chunk])
             except asyncio.CancelledError as error:
                 # A Ray or Dask future may have been cancelled, for example because the cluster shut down.
                 if is_cancellation(error):

@@ -31,6 +31,7 @@ RETRY_AFTER = 10.0
 Reason = Literal[
     "starting",
     "restarting",
+    "idle",
     "no_capacity",
     "no_balance",
     "misconfigured",
@@ -46,6 +47,7 @@ Reason = Literal[
 _MESSAGES: Mapping[Reason, str] = {
     "starting": "The model is starting, which takes a few minutes",
     "restarting": "The model is being restarted, which takes a few minutes",
+    "idle": "The model was not in use and is starting again, which takes a few minutes",
     "no_capacity": "No capacity is available for the model right now",
     "no_balance": "The balance of the account that pays for the model is used up",
     "misconfigured": "The model cannot be started, because this app is not configured correctly",
@@ -108,6 +110,9 @@ class StartOptions(TypedDict, total=False):
 
     The default of `ready` is `answer`. `max_lifetime` and `max_cost` limit the total of all instances that
     one block starts. Once a limit is reached, no new instance is started.
+
+    With `idle_timeout`, calls of `handle` and `wait` count as requests. An idle instance is released, and the
+    next call of `handle` or `wait` starts a new one.
     """
 
     context_length: int | None
@@ -193,6 +198,7 @@ class ManagedInstance(abc.ABC):
                 "that is served. Servers do not run the lifespans of mounted apps."
             )
         state = self._state
+        self.note_use()
         if isinstance(state, Unavailable):
             raise NotReadyError(state.reason, detail=state.detail, retry_after=state.retry_after)
         return state
@@ -216,6 +222,10 @@ class ManagedInstance(abc.ABC):
                 if error.retry_after is None:
                     raise
             await self._changed.wait()
+
+    def note_use(self) -> None:
+        """Count as a request, for the `idle_timeout`. Start a new instance if the last one was idle."""
+        return
 
     def report(self, error: BaseException, handle: InstanceHandle | None = None) -> None:
         """Report that a request to the instance failed, for example because the connection was refused.

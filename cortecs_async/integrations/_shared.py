@@ -16,7 +16,8 @@ from typing import Unpack
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
-from .. import AsyncCortecs, ConfigurationError, __version__
+from .. import AsyncCortecs, ConfigurationError, InstanceHandle, __version__
+from .._aio.clock import boottime
 from .._credentials import resolve_sources
 from .._durations import as_seconds, check_seconds
 from .._environment import VARIABLES
@@ -25,7 +26,7 @@ from .._platform import NO_LOCKS, O_CLOEXEC
 from .._state_directory import state_directory
 from ..types import Duration
 from . import _shared_server
-from ._managed import ManagedInstance, Reason, StartOptions, Unavailable, logger
+from ._managed import ManagedInstance, Reason, StartOptions, State, Unavailable, logger
 from ._meeting_point import MeetingPoint
 from ._owner_process import OwnerProcess, kill_frozen
 
@@ -121,6 +122,9 @@ class SharedInstance(ManagedInstance):
         self._stream: SocketStream | None = None
         self._owner: OwnerProcess | None = None  # if this process has started it
         self._leaving = False
+        self._has_touch = False  # to send to the owner
+        self._touched_at = 0.0
+        self._touched_state: State | None = None
         self._place: MeetingPoint | None = None
         self._disconnected: anyio.Event
 
@@ -189,12 +193,27 @@ class SharedInstance(ManagedInstance):
         # The connection may have just ended. Then no owner is left to notify.
         with contextlib.suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
             while not self._leaving:
+                if self._has_touch:
+                    self._has_touch = False
+                    await stream.send(_shared_server.encode_touch())
+                    continue
                 if self._reported is None:
                     await self._new_report.wait()
                     continue
                 instance_id, self._reported = self._reported, None
                 await stream.send(_shared_server.encode_report(instance_id))
             await stream.send_eof()
+
+    def note_use(self) -> None:
+        if (timeout := self._options.get("idle_timeout")) is None:
+            return
+        # Seldom while it runs. Otherwise at once, because the owner may wait for this to start a new one.
+        state, pause = self._state, min(as_seconds(timeout) / 4, _HEARTBEAT)
+        is_due = isinstance(state, InstanceHandle) and boottime() - self._touched_at >= pause
+        if is_due or state is not self._touched_state:
+            self._touched_at, self._touched_state, self._has_touch = boottime(), state, True
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
+                self._run_in_loop(self._new_report.notify)
 
     async def _receive(self, stream: SocketStream) -> bool:
         """Receive the owner's states until the connection closes. Return whether there were any."""

@@ -68,6 +68,10 @@ def encode_report(instance_id: str) -> bytes:
     return json.dumps({"report": instance_id}).encode() + b"\n"
 
 
+def encode_touch() -> bytes:
+    return json.dumps({"touch": True}).encode() + b"\n"
+
+
 @define(eq=False)
 class SharedInstanceServer:
     """Sends the state of an instance to all connected processes and stops when the last one leaves.
@@ -164,7 +168,11 @@ class SharedInstanceServer:
             for line in lines:
                 # An unreadable line must not stop the server, and with it the instance.
                 with contextlib.suppress(ValueError, TypeError, KeyError):
-                    self.instance.report_id(json.loads(line)["report"])
+                    message = json.loads(line)
+                    if "touch" in message:
+                        self.instance.note_use()
+                    else:
+                        self.instance.report_id(message["report"])
 
     async def _send_states(self, stream: SocketStream) -> None:
         state: State | None = None

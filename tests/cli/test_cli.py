@@ -27,8 +27,8 @@ from cortecs_async._cli.batch_display import LineDisplay, LiveDisplay
 from cortecs_async._cli.run import is_hardware
 from cortecs_async._extras import install_command
 from cortecs_async._lease.hardware import waiting_progress
+from cortecs_async._recovery.accounts import fingerprint
 from cortecs_async._recovery.journal import JournalFile
-from cortecs_async._recovery.promises import fingerprint
 from cortecs_async.emulator import Emulator
 from cortecs_async.integrations.rich import ProvisioningBar
 

@@ -64,6 +64,13 @@ def test_no_text_that_a_command_may_show_names_an_argument_or_a_method() -> None
             "Top up your account. To see the balance, run `cortecs-async balance`.",
         ),
         ("client.models.list() lists the models.", "`cortecs-async models` lists the models."),
+        (
+            (
+                "had no request for idle_timeout=600 s. Increase idle_timeout, or call inst.touch() when you "
+                "use the instance in a way that the client does not see"
+            ),
+            "had no request for --idle-timeout 600 s. Increase --idle-timeout",
+        ),
         ("Run `cortecs-async sweep` or client.sweep()", "Run `cortecs-async sweep`"),
         (
             "BILLED. The reaper, a background process, releases it.",

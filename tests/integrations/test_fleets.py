@@ -162,6 +162,22 @@ async def test_further_leases_start_once_there_is_work_for_them(world: World) ->
         assert len(emu.ledger) == len(workers.most_busy) == 3
 
 
+async def test_chunks_in_flight_count_as_requests(world: World) -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 0
+        await anyio.sleep(2000)
+        yield 1
+
+    async with world() as (emu, client):
+        leases = [client.instance(MODEL, idle_timeout=60) for _ in range(2)]
+        async with fan_out(Workers(emu, seconds=500.0), items(), leases) as outcomes:
+            found = await outcomes.to_list()
+        assert [outcome.error for outcome in found] == [None, None]
+        # The first one was idle between the items, and the second one took over.
+        assert [each.seconds >= 500 + 60 for each in emu.ledger] == [True, False]
+        assert emu.existing == ()
+
+
 async def test_the_next_lease_takes_over_from_one_that_fails_or_is_lost(world: World) -> None:
     async with world(capacity={"NVIDIA_H100_1": 0}) as (emu, client):
         leases = [

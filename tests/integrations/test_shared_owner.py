@@ -416,6 +416,21 @@ async def test_what_the_owner_cannot_read_does_not_end_it(monkeypatch: pytest.Mo
         assert (len(emu.ledger), emu.existing) == (1, ())
 
 
+@pytest.mark.sockets
+async def test_a_shared_instance_that_was_idle_starts_again_when_a_process_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with service(monkeypatch) as emu:
+        async with SharedInstance(MODEL, HARDWARE, idle_timeout=0.5) as shared:
+            with anyio.fail_after(60):
+                first = await shared.wait()
+                state = await shared.state_after(first)
+                while not (isinstance(state, Unavailable) and state.reason == "idle"):
+                    state = await shared.state_after(state)
+                assert (await shared.wait()).instance_id != first.instance_id
+        assert (len(emu.ledger) >= 2, emu.existing) == (True, ())
+
+
 # --- files that are removed ---------------------------------------------------------------------------------
 
 

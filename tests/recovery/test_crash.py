@@ -782,10 +782,10 @@ reaper_process.BOOTSTRAP = reaper_process.BOOTSTRAP.replace(
 """
 
 
-async def blocks(folder: Path, backend: str) -> None:
+async def blocks(folder: Path, backend: str, option: str, error: str) -> None:
     # Its own release then believes sooner that such a new instance is deleted.
     poll_policy = "poll_policy=PollPolicy(settle=1.0)"
-    source = program_of(BLOCK, prelude=SHORT_GRACE, client=poll_policy, options="max_lifetime=3")
+    source = program_of(BLOCK, prelude=SHORT_GRACE, client=poll_policy, options=f"{option}=3")
     async with scene(folder, source, backend) as it:
         await it.until_body()
         assert len(it.left) == 1, it.program.output
@@ -796,16 +796,18 @@ async def blocks(folder: Path, backend: str) -> None:
         assert not it.program.has_ended
         (it.state / "go").touch()
         await until(lambda: it.program.has_ended)
-        assert "LeaseExpiredError" in it.program.output
+        assert error in it.program.output
         assert it.program.reapers() == ()
         assert it.journals == []
         assert not it.is_foreign_touched
 
 
-async def test_a_blocked_event_loop_does_not_outlast_max_lifetime(tmp_path: Path) -> None:
+async def test_a_blocked_event_loop_does_not_outlast_its_limits(tmp_path: Path) -> None:
+    limits = {"max_lifetime": "LeaseExpiredError", "idle_timeout": "LeaseIdleError"}
     async with anyio.create_task_group() as tasks:
-        for backend in BACKENDS:
-            tasks.start_soon(blocks, tmp_path / backend, backend)
+        for option, error in limits.items():
+            for backend in BACKENDS:
+                tasks.start_soon(blocks, tmp_path / f"{option}-{backend}", backend, option, error)
 
 
 def created(**more: Any) -> list[Record]:

@@ -15,8 +15,8 @@ from _promises import BASELINE, OWNER, created, intent
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs, errors
+from cortecs_async._recovery.accounts import fingerprint
 from cortecs_async._recovery.journal import JournalFile, orphaned_journals, try_lock
-from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.records import Record, encode
 from cortecs_async.emulator import Emulator, Fault
 

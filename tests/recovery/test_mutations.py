@@ -21,10 +21,10 @@ from cortecs_async import RetryPolicy, errors
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._api.matching import Ambiguous
 from cortecs_async._errors import GuardError
+from cortecs_async._recovery.accounts import fingerprint
 from cortecs_async._recovery.claims import collect_foreign_claims, unresolved_start_of
 from cortecs_async._recovery.journal import JournalFile, is_owned, read_journals
 from cortecs_async._recovery.promise import Promise
-from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.reaper_process import ReaperProcess
 from cortecs_async._recovery.records import JournalState, Record, encode, fold
@@ -319,22 +319,26 @@ def test_a_new_reaper_gets_times_by_the_wall_clock_as_it_is_set_now(
 ) -> None:
     wall, steady = [1000.0], [0.0]
     store = PromiseStore(tmp_path, journal=False, guard=True, wall_clock=lambda: wall[0])
-    store._steady_clock = lambda: steady[0]
+    store._clock.steady = lambda: steady[0]
     store.join()
     store.put(created("e1", at=1000.0, expires_at=4600.0))
     store.commit()
     steady[0] += 60.0
     wall[0] += 60.0 + 7200.0  # set forward by two hours
     store.put(created("e2", at=8260.0, expires_at=9000.0))
+    store.put({"kind": "IDLE", "entry": "e1", "idle_at": 8500.0})
     store.commit()
+    wall[0] += 100.0  # and once more
     reapers[-1].is_running = False
     reapers[-1].on_death()
     sent = {each["entry"]: each for each in reapers[-1].sent if each["kind"] == "CREATED"}
-    assert (sent["e1"]["at"], sent["e1"]["expires_at"]) == (8200.0, 11800.0)
-    assert (sent["e2"]["at"], sent["e2"]["expires_at"]) == (8260.0, 9000.0)
+    assert (sent["e1"]["at"], sent["e1"]["expires_at"]) == (8300.0, 11900.0)
+    assert (sent["e2"]["at"], sent["e2"]["expires_at"]) == (8360.0, 9100.0)
+    (idle,) = [each for each in reapers[-1].sent if each["kind"] == "IDLE"]
+    assert (idle["entry"], idle["idle_at"]) == ("e1", 8600.0)
     store.put({"kind": "GONE", "entry": "e1"})
     store.commit()
-    assert store._clock_offsets.keys() == {"e2"}
+    assert store._clock.offsets.keys() == {"e2"}
 
 
 def headers_of(reaper: StubReaper) -> list[dict[str, str]]:

@@ -18,8 +18,8 @@ from _world import HARDWARE, MODEL, World
 from cortecs_async import errors
 from cortecs_async._recovery import journal as _journal
 from cortecs_async._recovery import locks
+from cortecs_async._recovery.accounts import fingerprint
 from cortecs_async._recovery.journal import JournalFile, is_owned, orphaned_journals, read_journals, try_lock
-from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Emulator
 from cortecs_async.types import Owner

@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import pytest
 from _processes import until
-from _promises import BASELINE, created
+from _promises import BASELINE, created, state_of
 from _reapers import SilentProcess, StubReaper, stub_reapers
 from _world import HARDWARE, MODEL, SYSTEM, World, client_of
 from attrs import evolve
@@ -498,6 +498,8 @@ def test_the_reapers_clock_counts_suspended_time_and_ignores_that_the_wall_clock
     # A record of now, by the wall clock, is of now by this clock too.
     message = {"kind": "CREATED", "at": clocks.wall, "expires_at": clocks.wall + 60.0, "goal": "gone"}
     assert _reaper._by_clock(message, steady) == {**message, "at": 1_000_100.0, "expires_at": 1_000_160.0}
+    idle = {"kind": "IDLE", "entry": "e1", "idle_at": clocks.wall + 60.0}
+    assert _reaper._by_clock(idle, steady) == {**idle, "idle_at": 1_000_160.0}
     assert _reaper._by_clock({"kind": "X", "expires_at": None}, steady) == {"kind": "X", "expires_at": None}
 
 
@@ -529,3 +531,43 @@ def test_the_reapers_loop_counts_suspended_time(monkeypatch: pytest.MonkeyPatch)
 
     anyio.run(sleep, backend_options={"loop_factory": eventloop.BoottimeEventLoop})
     assert times == [500.0, 500.0]
+
+
+# --- idle instances -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "idle_at", "due"), [(None, 50.0, 50.0), (40.0, 50.0, 40.0), (60.0, 50.0, 50.0)]
+)
+def test_a_living_parents_promise_is_due_at_the_earlier_limit(
+    expires_at: float | None, idle_at: float, due: float
+) -> None:
+    clock = [0.0]
+    reaper = Reaper(lambda _: None, lambda *_: None, lambda: clock[0])
+    for number, message in enumerate([created(expires_at=expires_at), idle_message(idle_at)]):
+        reaper.receive({**message, "number": number})
+    assert reaper.next_due() == due + _reaper.GRACE
+    # Activity moves it.
+    reaper.receive({**idle_message(1000.0), "number": 3})
+    assert reaper.next_due() == (1000.0 if expires_at is None else expires_at) + _reaper.GRACE
+
+
+def test_an_idle_time_is_acknowledged_and_says_nothing_about_other_promises() -> None:
+    sent: list[Record] = []
+    reaper = Reaper(sent.append, lambda *_: None)
+    for number, message in enumerate([idle_message(0.0), created("e2"), idle_message("soon")]):
+        reaper.receive({**message, "number": number})
+    assert [each["ack"] for each in sent] == [0, 1]
+    assert reaper.next_due() is None
+
+
+def test_an_idle_time_ends_no_instance_that_was_handed_over_or_whose_owner_is_dead() -> None:
+    state = state_of(created(expires_at=900.0), {"kind": "HELD", "entry": "e1"}, idle_message(5.0))
+    (promise,) = state.promises.values()
+    assert promise.due_at(owner_lives=True) == promise.due_at(owner_lives=False) == 900.0
+    assert "IDLE" not in {each["kind"] for each in state.snapshot()}
+    assert state.idle_times() == [idle_message(5.0)]
+
+
+def idle_message(idle_at: Any) -> Record:
+    return {"kind": "IDLE", "entry": "e1", "idle_at": idle_at}

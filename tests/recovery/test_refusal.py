@@ -24,8 +24,8 @@ from anyio.abc import TaskGroup
 from cortecs_async._errors import error_class_for
 from cortecs_async._http.messages import EXCHANGE_PATH
 from cortecs_async._recovery import recover
+from cortecs_async._recovery.accounts import fingerprint
 from cortecs_async._recovery.journal import JournalFile, is_owned, read_journals
-from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.records import Record, encode
 from cortecs_async._recovery.recover import _REAPER_TIMEOUT, _REFUSED_PAUSE, reap_account

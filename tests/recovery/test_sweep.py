@@ -15,8 +15,8 @@ from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock, in_th
 from cortecs_async import AsyncCortecs, errors
 from cortecs_async._aio.threads import System
 from cortecs_async._client.wiring import Wiring
+from cortecs_async._recovery.accounts import fingerprint
 from cortecs_async._recovery.journal import JournalFile, read_journals, try_lock
-from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Emulator, Fault
 
