@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ._batch.report import BatchProgress as BatchProgress
     from ._batch.report import BatchReport as BatchReport
     from ._batch.sender import BatchTransport as BatchTransport
+    from ._client.costs import CostGroup as CostGroup
+    from ._client.costs import CostReport as CostReport
+    from ._client.costs import CostRow as CostRow
     from ._client.diagnosis import Finding as Finding
     from ._client.with_options import Calls as Calls
     from ._client.with_options import Response as Response
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from ._lease.options import OnLoss as OnLoss
     from ._lease.options import Ready as Ready
     from ._lease.pricing import Receipt as Receipt
+    from ._recovery.cost_lines import CostOutcome as CostOutcome
+    from ._recovery.cost_lines import LeaseCost as LeaseCost
     from ._recovery.owners import Owner as Owner
     from ._recovery.owners import OwnerKind as OwnerKind
     from ._recovery.sweep import Orphan as Orphan

@@ -191,9 +191,9 @@ MUTANTS = [
     ),
     Mutant(
         "does not sync the promise of a start to disk",
-        "_recovery/store.py",
-        '_DURABLE_KINDS = frozenset({"INTENT", ',
-        "_DURABLE_KINDS = frozenset({",
+        "_recovery/records.py",
+        'DURABLE_KINDS = frozenset({"INTENT", ',
+        "DURABLE_KINDS = frozenset({",
         "recovery/test_mutations.py::test_a_promise_is_durable_and_its_end_is_not",
     ),
     Mutant(
@@ -1604,8 +1604,8 @@ MUTANTS = [
     Mutant(
         "leaves no reserve in a budget",
         "_lease/pricing.py",
-        "return affordable * _interval_seconds(args.billing_interval) - _RESERVE",
-        "return affordable * _interval_seconds(args.billing_interval)",
+        "return affordable * interval_seconds(args.billing_interval) - _RESERVE",
+        "return affordable * interval_seconds(args.billing_interval)",
         "lease/test_pricing.py::TestArithmetic::test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve",
     ),
     Mutant(
@@ -1887,6 +1887,65 @@ MUTANTS = [
         "            cancelled.__traceback__ = None\n",
         "",
         "test_secrets.py::test_no_cancellation_of_the_caller_shows_a_secret",
+    ),
+    # The cost ledger
+    Mutant(
+        "closes a promise before it records the cost",
+        "_recovery/store.py",
+        """            records = self.ledger.take_lines(records, is_quiet=self.journal_problem is not None)
+            if self._uses_journal:
+                with _fork_lock:
+                    self._write_journal(records)
+""",
+        """            queued, records = records, [each for each in records if each["kind"] != "COST"]
+            if self._uses_journal:
+                with _fork_lock:
+                    self._write_journal(records)
+            self.ledger.take_lines(queued, is_quiet=False)
+""",
+        "recovery/test_ledger.py::test_a_lease_has_one_cost_wherever_its_process_is_killed",
+    ),
+    Mutant(
+        "appends to a line of the cost ledger that a crash cut off",
+        "_recovery/ledger.py",
+        'if size and os.pread(fd, 1, size - 1) != b"\\n":',
+        "if False:",
+        "recovery/test_ledger.py::test_a_torn_line_is_skipped_and_does_not_harm_the_next_one",
+    ),
+    Mutant(
+        "counts emulated leases as real ones",
+        "_recovery/ledger.py",
+        'return is_loopback_host(urlsplit(api_base_url).hostname or "")',
+        "return False",
+        "recovery/test_ledger.py::test_there_is_one_private_file_per_month",
+    ),
+    Mutant(
+        "counts the time until the last process saw that an instance was gone",
+        "_recovery/cost_lines.py",
+        "best = final[0] if final else lines[-1]",
+        "best = lines[-1]",
+        "recovery/test_ledger.py::test_the_first_to_see_the_end_counts_and_the_lease_knows_why",
+    ),
+    Mutant(
+        "takes the leases of two processes with one process id for one",
+        "_recovery/store.py",
+        'f"{os.getpid()}-{uuid.uuid4().hex[:12]}"',
+        'f"{os.getpid()}"',
+        "recovery/test_ledger.py::test_the_keys_of_promises_differ_although_process_ids_come_again",
+    ),
+    Mutant(
+        "bills an instance that a sweep finds missing until the sweep",
+        "_recovery/recover.py",
+        'is_end_known=stopped_at is not None or self.writer == "reaper",',
+        "is_end_known=True,",
+        "recovery/test_ledger.py::test_a_sweep_does_not_guess_when_a_missing_instance_ended",
+    ),
+    Mutant(
+        "records the cost of an instance that it only deleted for its user",
+        "_recovery/cost_lines.py",
+        "if not promise.args and not promise.bill:",
+        "if False:",
+        "recovery/test_ledger.py::test_instances_of_others_are_not_ours_to_pay",
     ),
     Mutant(
         "uses the client id as the name of the account",
@@ -2191,7 +2250,7 @@ MUTANTS = [
     Mutant(
         "does not record that a reading has shown an instance",
         "_lease/provisioning.py",
-        "state.services.promises.record_seen(state.held.key)",
+        "await record_seen(state, state.held.key)",
         "pass",
         "recovery/test_sweep.py::test_a_lease_records_that_a_reading_has_shown_its_instance",
     ),
@@ -3615,8 +3674,8 @@ MUTANTS = [
     Mutant(
         "records no tag in the intent",
         "_recovery/promises.py",
-        '            "tag": tag,\n',
-        '            "tag": None,\n',
+        '"service_at": service_at, "tag": tag,',
+        '"service_at": service_at, "tag": None,',
         "lease/test_tags.py::test_the_tag_is_in_the_intent_before_the_start_is_sent",
     ),
     Mutant(

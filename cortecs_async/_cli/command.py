@@ -33,6 +33,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(["monitor", "dashboard"], "top"),
     **dict.fromkeys(["gpu", "gpus", "price", "prices"], "hardware"),
     **dict.fromkeys(["credit", "credits"], "balance"),
+    **dict.fromkeys(["cost", "spend", "spent", "usage", "billing", "ledger"], "costs"),
     **dict.fromkeys(["clean", "cleanup", "prune", "gc"], "sweep"),
     "check": "doctor",
     "exec": "run",

@@ -9,6 +9,7 @@ from .account import balance, hardware, models
 from .batch import batch
 from .command import Group
 from .completion import completion
+from .costs import costs
 from .demo import demo
 from .doctor import doctor
 from .emulator import emulator
@@ -26,7 +27,7 @@ _GROUPS = {
     "Rent and use": (run, batch, start, restart),
     "Your instances": (ls, show, watch, top),
     "Clean up": (stop, rm, orphans, sweep),
-    "Catalog and account": (models, hardware, balance),
+    "Catalog and account": (models, hardware, balance, costs),
     "Set up and try": (demo, login, logout, doctor, emulator, completion, help_),
 }
 

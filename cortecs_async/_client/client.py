@@ -77,7 +77,7 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
             Default: CORTECS_PROFILE if it is set; otherwise `default`, if there are no other credentials.
         credential_provider: An async function that returns `Credentials`, instead of `client_id` and
             `client_secret`. It is called for each new access token, so it can return rotated secrets.
-        anonymous: If True, use no credentials. Only `models` and `hardware_types` work then.
+        anonymous: If True, use no credentials. Only `models`, `hardware_types`, and `costs` work then.
 
     Requests:
         retry_policy: When and how often to repeat failed requests. Default: `RetryPolicy()`.
@@ -102,10 +102,11 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
     Crash safety and telemetry:
         journal: The record of your start requests, which `sweep` reads if your program and the reaper
             both died. `auto` (default), `required` (raises `JournalError` if it cannot be written), or `off`.
-        state_dir: The directory of the journals. Default: the environment variable CORTECS_STATE_DIR, or your
-            user's state directory if it is not set. The directory must belong to your user and must not be
-            writable by others. It is created if it does not exist. In a container, use a directory on a
-            volume that outlives the container.
+            With `off`, costs are not recorded either.
+        state_dir: The directory of the journals and the cost ledger. Default: the environment variable
+            CORTECS_STATE_DIR, or your user's state directory if it is not set. The directory must belong to
+            your user and must not be writable by others. It is created if it does not exist. In a container,
+            use a directory on a volume that outlives the container.
         tag_starts: If True, request a context length reduced by a random amount of less than 1%. If the
             response to a start request is lost, this distinguishes your instance from identical ones started
             by other people. It works only if the service returns the context length.

@@ -1,4 +1,4 @@
-"""`client.sweep`, `client.orphans`, and `client.owners`, which read the journals; and `client.diagnose`.
+"""The methods of a client that read the files in the state directory, and `client.diagnose`.
 
 `RecoveryMethods` is a mixin, because `client.py` would be too long with it.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import TYPE_CHECKING
 
 from .._durations import Duration
@@ -14,13 +15,14 @@ from .._public import shown_as_client
 if TYPE_CHECKING:
     from .._recovery.owners import Owner
     from .._recovery.sweep import Orphan
+    from .costs import CostGroup, CostReport
     from .diagnosis import Finding
     from .wiring import Wiring
 
 
 @shown_as_client
 class RecoveryMethods:
-    """The methods of `AsyncCortecs` that read the journals, and `diagnose`."""
+    """The methods of `AsyncCortecs` that read the state directory, and `diagnose`."""
 
     _wiring: Wiring
 
@@ -38,6 +40,42 @@ class RecoveryMethods:
                 print(finding)
         """
         return await self._wiring.diagnose()
+
+    async def costs(
+        self,
+        since: Duration | date | None = "30d",
+        until: Duration | date | None = None,
+        *,
+        by: CostGroup | None = "project",
+    ) -> CostReport:
+        """Return what the leases that ended on this machine cost, from the cost ledger.
+
+        **This is an estimate from list prices. Your invoice is authoritative.** It includes all accounts that
+        used this state directory with the client's `api_base_url`. See "See what you spent" in docs/costs.md
+        for what is missing. This only reads files: it sends no requests and works without credentials.
+
+        Args:
+            since: The start of the period: a duration before now, such as "30d" (the default); a date, which
+                begins at midnight in your time zone; a datetime; or one of these in ISO 8601, such as
+                "2026-11-01". None means everything.
+            until: The end of the period, like `since`. A lease that ends at this moment does not count.
+                Default: now.
+            by: `project` (default), `model`, `hardware`, `day` (in your time zone), or `outcome`. With None,
+                there is one row for each lease.
+
+        Returns:
+            The costs by group, the total, and all leases. A lease belongs to the day on which it ended.
+
+        Raises:
+            InvalidArgumentError: if an argument is invalid.
+            JournalError: if the state directory cannot be used.
+
+        Example:
+            report = await client.costs(since="7d", by="model")
+            for row in report.rows:
+                print(row.key, row.cost, row.currency)
+        """
+        return await self._wiring.costs(since=since, until=until, by=by)
 
     async def sweep(
         self, *, dry_run: bool = False, force: bool = False, timeout: Duration = 330.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import ClassVar
+from datetime import date
+from typing import TYPE_CHECKING, ClassVar
 
 import anyio
 from attrs import frozen
@@ -37,6 +38,9 @@ from .._recovery.sweep import Orphan, sweep
 from .._state_directory import state_directory
 from .._telemetry import Observer, Telemetry
 from .diagnosis import Finding, diagnose
+
+if TYPE_CHECKING:
+    from .costs import CostGroup, CostReport
 
 
 @frozen
@@ -162,6 +166,14 @@ class Wiring:
             return await sweep(self._releasing, self.promises, dry_run=dry_run, force=force, timeout=seconds)
         finally:
             await self.http.release()
+
+    async def costs(
+        self, *, since: Duration | date | None, until: Duration | date | None, by: CostGroup | None
+    ) -> CostReport:
+        from .costs import costs  # noqa: PLC0415  (no lease needs it)
+
+        self.http.check_open()
+        return await costs(self.promises, since=since, until=until, by=by)
 
     async def owners(self) -> Mapping[str, Owner]:
         self.http.check_open()

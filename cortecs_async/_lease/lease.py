@@ -44,6 +44,7 @@ from .._logging import Event, log
 from .._secrets import Hidden, Secret
 from .._telemetry import Operation, Report
 from . import provisioning
+from .billing import outcome_of, record_released
 from .endpoint_errors import note_rejected_key
 from .handle import InstanceHandle
 from .mapping import maps_of
@@ -162,6 +163,7 @@ class InstanceLease(LeaseView):
             report.begin_phase("wait")
             await provisioning.wait(state)
             await provisioning.hand_over(state)
+            state.was_usable = True
             if operation == "acquire":
                 report.leave(None)
             else:
@@ -231,19 +233,25 @@ class InstanceLease(LeaseView):
     def _release_early(self) -> None:
         """Release the instance before its block ends, because the task that entered the block has ended."""
         maps_of(self).stop()
-        release = self._release_of(self._on_exit_now())
+        release = self._release_of(self._on_exit_now(), None)
 
         async def run() -> None:
             await run_uncancellable(release.run, restart_if_cancelled=True)
 
         self._services.http.unawaited.start_soon(run)
 
-    def _release_of(self, on_exit: OnExit) -> Release:
-        """Return the lease's only release."""
+    def _release_of(self, on_exit: OnExit, cause: BaseException | None) -> Release:
+        """Return the lease's only release. `cause` is the error that ends the lease."""
         if self._running_release is None:
-            deadline = anyio.current_time() + self._options.teardown_timeout
+            verdict = None if self._watchdog is None else self._watchdog.verdict
+            self._state.outcome = outcome_of(self._state, cause, verdict)
             self._running_release = Release(
-                self._services, self._state.held, on_exit, deadline, self._report.tear_down
+                self._services,
+                self._state.held,
+                on_exit,
+                anyio.current_time() + self._options.teardown_timeout,
+                self._report.tear_down,
+                partial(record_released, self._state),
             )
         return self._running_release
 
@@ -284,7 +292,7 @@ class InstanceLease(LeaseView):
         failure: BaseException | None = None
         interruption: BaseException | None = None
         if held.may_have_instance():
-            release = self._release_of(on_exit)
+            release = self._release_of(on_exit, cause)
             try:
                 ended = await run_uncancellable(release.run, restart_if_cancelled=True)
             except GeneratorExit:

@@ -14,6 +14,7 @@ from attrs import Factory, field, frozen
 
 from .._aio.background import BackgroundTask
 from .._aio.synchronization import SingleFlight
+from .._api.billing import interval_seconds, intervals_begun
 from .._api.catalog import HardwareType, Model
 from .._api.domain import InstanceArgs
 from .._api.resources import HardwareTypes, Models
@@ -22,8 +23,6 @@ from .._errors import InvalidArgumentError, PriceUnknownError
 from .._hints import hinted
 from .._logging import Event, log
 from .options import LeaseOptions
-
-_INTERVAL_SECONDS = {"per_minute": 60.0, "per_hour": 3600.0}
 
 # Seconds kept in reserve at the end of the last interval, so that the stop arrives before the next one
 # begins.
@@ -113,10 +112,6 @@ class Receipt(Row):
         }
 
 
-def intervals_begun(seconds: float, billing_interval: str | None) -> int:
-    return max(1, math.ceil(seconds / _interval_seconds(billing_interval) - 1e-9))
-
-
 def interval_cost(price: Price, args: InstanceArgs) -> float:
     """Return the cost of one billing interval for all workers."""
     return (price.per_hour if args.billing_interval == "per_hour" else price.per_minute) * args.num_workers
@@ -157,11 +152,7 @@ def seconds_for(max_cost: float, price: Price, args: InstanceArgs) -> float:
             f"max_cost={max_cost:g} is less than one billing interval ({args.billing_interval}, "
             f"{workers}), which costs {f'{cost:g} {price.currency}'.rstrip()}. Raise max_cost."
         )
-    return affordable * _interval_seconds(args.billing_interval) - _RESERVE
-
-
-def _interval_seconds(billing_interval: str | None) -> float:
-    return _INTERVAL_SECONDS.get(billing_interval or "", 60.0)
+    return affordable * interval_seconds(args.billing_interval) - _RESERVE
 
 
 def read_price(hardware_type: HardwareType) -> Price | None:

@@ -22,6 +22,7 @@ from .._errors import (
     StartTimeoutError,
 )
 from .._logging import Event, log
+from .billing import instance_bill, record_kept, record_seen, start_bill
 from .handle import url_problem
 from .restart import restart
 from .state import LeaseState, Origin
@@ -65,8 +66,16 @@ class _Attempts:
         _found(self.state, instance)
 
     async def restart(self, instance: Instance) -> Instance:
+        state = self.state
         self.set_limit(instance.instance_args)
-        return await restart(self.state, instance)
+        try:
+            return await restart(state, instance)
+        except RequestError:
+            attempt = state.held.restart
+            if state.selection is None or attempt is None or not attempt.lacked_capacity:
+                raise
+        # Another hardware type may have capacity, or the lease can wait for it.
+        return await self.start()
 
     async def start(self) -> Instance:
         """Send start requests until one is not refused."""
@@ -77,6 +86,8 @@ class _Attempts:
             self.set_limit(args)
             attempt = state.held.attempt = starter.prepare(args, partial(_started, state))
             attempt.on_sent = partial(_limit, state, self.scope)
+            attempt.on_refused = partial(_unlimit, state, self.scope)
+            attempt.bill = partial(start_bill, state.options, state.services.prices)
             try:
                 return await starter.start(attempt)
             except RequestError as error:
@@ -116,10 +127,7 @@ async def _start_first_of(state: LeaseState, candidates: Candidates | None) -> N
 
 
 def _not_started(state: LeaseState) -> CortecsError:
-    """Return the error if the deadline passed.
-
-    That was during or between two start requests, or during the search for the instance of a start.
-    """
+    """Return the error if `start_timeout` passed before an instance was started or found."""
     attempt, options = state.held.attempt, state.options
     is_open = attempt is not None and attempt.is_open
     unknown = is_open or (attempt is not None and bool(attempt.not_seen))
@@ -149,6 +157,12 @@ def _limit(state: LeaseState, scope: anyio.CancelScope) -> None:
     scope.deadline = state.on_loop(min(state.began + state.options.start_timeout, state.expires_at))
 
 
+def _unlimit(state: LeaseState, scope: anyio.CancelScope) -> None:
+    # Nothing is billed until the next request is sent, unless an earlier one may have worked.
+    if state.held.attempt is not None and not state.held.attempt.not_seen:
+        scope.deadline = state.on_loop(state.began + state.options.start_timeout)
+
+
 def _started(state: LeaseState, instance: Instance) -> None:
     # Only the response contains the id. From here on, the release knows it, even after a cancellation.
     held, promises = state.held, state.services.promises
@@ -163,6 +177,7 @@ def _started(state: LeaseState, instance: Instance) -> None:
         instance.instance_id,
         goal="gone",
         expires_at=state.expiry(),
+        bill=instance_bill(state),
     )
     log(
         Event.LEASE_STARTED,
@@ -218,11 +233,12 @@ async def wait(state: LeaseState) -> None:
     if options.ready != "status":
         from .readiness import wait_until_ready  # noqa: PLC0415  (see above)
 
-        await wait_until_ready(state)
+        while not await wait_until_ready(state):
+            _check_base_url(state)
     expected = state.services.instances.poller.expected
     # Without a reading, it may count as running because of the response to the start request.
     if state.held.key is not None and expected.visible_at(instance_id) < anyio.current_time():
-        state.services.promises.record_seen(state.held.key)
+        await record_seen(state, state.held.key)
 
 
 def _check_base_url(state: LeaseState) -> None:
@@ -243,7 +259,8 @@ async def hand_over(state: LeaseState) -> None:
     if held.key is None or options.on_exit == "delete":
         return
     if options.on_exit == "keep":
-        promises.record_handed_over(held.key)
+        record_kept(state)
+        promises.record_handed_over(held.key, is_watched=state.activity is not None)
     else:
         instance_id = state.instance.instance_id
         promises.record_created(held.key, instance_id, goal="stopped", expires_at=state.expiry())
@@ -251,9 +268,16 @@ async def hand_over(state: LeaseState) -> None:
 
 
 def revoke_hand_over(state: LeaseState) -> None:
-    """Record that the instance must be deleted, in case `hand_over` recorded something else."""
-    held = state.held
-    is_ours = held.key is not None and held.origin is Origin.STARTED
-    if is_ours and state.options.on_exit != "delete":
-        instance_id = state.instance.instance_id
-        state.services.promises.record_created(held.key, instance_id, goal="gone", expires_at=state.expiry())
+    """Record that the instance must be deleted, in case `hand_over` recorded something else.
+
+    An instance that was kept without a limit no longer has a record, so this contains all of it.
+    """
+    held, promises = state.held, state.services.promises
+    if held.key is not None and held.origin is Origin.STARTED and state.options.on_exit != "delete":
+        promises.record_created(
+            held.key,
+            state.instance.instance_id,
+            goal="gone",
+            expires_at=state.expiry(),
+            bill={**instance_bill(state), "since": promises.system.wall_clock() - state.age},
+        )

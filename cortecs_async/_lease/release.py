@@ -24,6 +24,9 @@ from .._errors import (
     add_note,
 )
 from .._logging import Event, log
+from .._recovery.cost_lines import CostOutcome, bill_of, line_of_promise
+from .._recovery.promises import Promises
+from .._recovery.records import Record
 from .._telemetry import LeaseInfo, Report
 from .handle import InstanceHandle
 from .options import OnExit
@@ -38,6 +41,7 @@ class Release:
     Attributes:
         deadline: The deadline in seconds of `anyio.current_time`.
         on_work: Called before the work begins and again after an interruption. Must not raise.
+        record_cost: Called once with this release and the key of the promise, before the promise is closed.
         failure: The error if the release failed.
     """
 
@@ -46,6 +50,7 @@ class Release:
     on_exit: OnExit
     deadline: float
     on_work: Callable[[], None]
+    record_cost: Callable[[Release, str], None]
     failure: CortecsError | None = None
     _teardown: Teardown | None = None
     # Returns the failure, with a sentence that says who releases the instance.
@@ -54,6 +59,7 @@ class Release:
     # an instance twice.
     _late: dict[str, Teardown] = field(factory=dict)
     _is_closed: bool = False
+    _has_recorded_cost: bool = False
     # Held by a run that continues although its caller was closed.
     _lock: Mutex = field(factory=Mutex)
 
@@ -163,7 +169,9 @@ class Release:
                     if instance is None:
                         continue
                     self._late[key] = self._teardown_of(instance.instance_id, Goal.GONE)
-                if await self._run(self._late[key]):
+                late = self._late[key]
+                if await self._run(late):
+                    _record_promise(self.services.promises, key, late.instance_id, late.stopped_at, "failed")
                     self.services.promises.record_gone(key)
                     start.not_seen.remove(key)
 
@@ -194,6 +202,9 @@ class Release:
         key, promises = self.held.open_key, self.services.promises
         if key is None:
             return
+        if self.goal is not None and not self._has_recorded_cost:
+            self._has_recorded_cost = True
+            self.record_cost(self, key)
         if self.failure is None:
             if self.goal is Goal.GONE and self.held.instance_id is not None:
                 self.services.releasing.claims.ids.discard(self.held.instance_id)
@@ -261,10 +272,18 @@ async def release_acquired(services: LeaseServices, handle: InstanceHandle | str
                     "ones cannot see it. Use the credentials it was acquired with."
                 )
             key = services.promises.store.key_of(instance_id)
+            bill = await _unfinished_bill(services.promises, instance_id)
             # Recorded first, so that it also happens if this process is killed.
-            key = services.promises.record_created(key, instance_id, goal="gone")
+            key = services.promises.record_created(key, instance_id, goal="gone", bill=bill)
             held = HeldInstance(instance_id=instance_id, origin=Origin.STARTED, key=key)
-            release = Release(services, held, "delete", deadline, report.tear_down)
+            release = Release(
+                services,
+                held,
+                "delete",
+                deadline,
+                report.tear_down,
+                partial(_record_acquired, services.promises),
+            )
         await release.run()
         if release.failure is not None:
             raise release.failure
@@ -277,3 +296,36 @@ async def release_acquired(services: LeaseServices, handle: InstanceHandle | str
         ended.unwrap()
     finally:
         await services.http.release()
+
+
+async def _unfinished_bill(promises: Promises, instance_id: str) -> Record | None:
+    """Return the bill of an instance that a lease is known to have left running."""
+    if not promises.uses_journal:
+        return None
+    find = partial(promises.store.ledger.find_unfinished, promises.api, instance_id)
+    found = await promises.system.off_loop(find)
+    return None if found is None else bill_of(found)
+
+
+def _record_acquired(promises: Promises, release: Release, key: str) -> None:
+    outcome: CostOutcome = "released" if release.failure is None else "unreleased"
+    _record_promise(promises, key, release.held.instance_id or "", release.stopped_at, outcome)
+
+
+def _record_promise(
+    promises: Promises, key: str, instance_id: str, stopped_at: float | None, outcome: CostOutcome
+) -> None:
+    """Record the cost of an instance that no lease holds. `stopped_at` is on the loop's clock."""
+    promise = promises.store.state.promises.get(key)
+    if promise is None:
+        return  # the reaper has released the instance and recorded its cost
+    now = promises.system.wall_clock()
+    line = line_of_promise(
+        promise,
+        instance_id,
+        ended_at=now if stopped_at is None else now - (anyio.current_time() - stopped_at),
+        is_end_known=stopped_at is not None,
+        outcome=outcome,
+        written_by="lease",
+    )
+    promises.record_cost(line)

@@ -15,6 +15,7 @@ from .._api.domain import Instance
 from .._errors import RequestError
 from .._http.retry import counts_as_retry
 from .._logging import Event, log
+from .billing import instance_bill
 from .start_state import RestartAttempt
 from .state import LeaseState, Origin
 
@@ -67,7 +68,13 @@ async def _promise_to_stop(state: LeaseState, instance: Instance) -> None:
     state.services.instances.note_started(instance, was_stopped=True)
     if held.key is None:
         expires_at = state.expiry()
-        held.key = promises.record_created(None, instance.instance_id, goal="stopped", expires_at=expires_at)
+        held.key = promises.record_created(
+            None,
+            instance.instance_id,
+            goal="stopped",
+            expires_at=expires_at,
+            bill=instance_bill(state),
+        )
     await promises.flush(strict=True)
 
 

@@ -21,6 +21,7 @@ from .._config import RetryPolicy
 from .._errors import DecodeError
 from .._http.messages import Failure, FailureKind, Reply
 from .._http.retry import may_have_taken_effect
+from .._recovery.records import Record
 
 
 class StartState(enum.Enum):
@@ -44,6 +45,7 @@ class StartAttempt:
         claims: The client's other starts.
         on_started: Called with the instance as soon as it is known, even if the caller was cancelled.
         on_sent: Called each time the request is sent.
+        bill: Returns the bill of the promise for a request with these arguments (see `Promise.bill`).
         key: The key of its open record, or None if there is none.
         instance_id: The id of its instance, once it is known.
         adopted: Whether the instance was found in a list, without a response.
@@ -63,6 +65,7 @@ class StartAttempt:
     claims: Claims
     on_started: Callable[[Instance], None]
     on_sent: Callable[[], object] = bool
+    bill: Callable[[InstanceArgs], Record] = lambda _: {}
     state: StartState = StartState.NOT_STARTED
     key: str | None = None
     instance_id: str | None = None

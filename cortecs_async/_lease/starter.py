@@ -163,7 +163,11 @@ class Starter:
             if listing.baseline is None or not self.promises.store.has_baseline(listing.baseline):
                 listing.baseline = self.promises.baseline(existing_ids(listing.instances))
             start.key = await self.promises.record_intent(
-                start.args, listing.baseline, service_at=listing.instances.date, tag=tag
+                start.args,
+                listing.baseline,
+                service_at=listing.instances.date,
+                tag=tag,
+                bill=start.bill(start.args),
             )
             if tag is not None and not self._tags.enabled:
                 # In the meantime, another start request has shown that the service does not return tags.

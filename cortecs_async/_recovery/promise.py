@@ -30,6 +30,7 @@ class Promise:
         unanswered: The start request is unresolved: its response was lost or does not show whether it worked.
         abandoned: Its process gave up on the search for the instance or on its release.
         candidates: Ids of instances, one of which may be ours. Only a person can decide.
+        bill: The known fields of the lease's line in the cost ledger (see `cost_lines`).
     """
 
     def __init__(self, key: str, account: str, api: str, args: dict[str, Any], at: float) -> None:
@@ -50,6 +51,7 @@ class Promise:
         self.unanswered: bool = False
         self.abandoned: bool = False
         self.candidates: tuple[str, ...] = ()
+        self.bill: dict[str, Any] = {}
 
     def due_at(self, *, owner_lives: bool, grace: float = 0.0) -> float | None:
         """Return the Unix time after which another process should fulfill the promise, if any.

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
-
-import anyio
 
 from .._aio.synchronization import Mutex, SingleFlight
 from .._aio.tasks import run_uncancellable
@@ -25,7 +24,7 @@ from .._logging import Event, log
 from .._secrets import Credentials
 from .accounts import describe, fingerprint
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
-from .reaper_check import check_platform, check_reaper
+from .reaper_check import await_rehearsal, check_platform, check_reaper
 from .records import Record
 from .store import PromiseStore, store_for
 
@@ -33,9 +32,6 @@ T = TypeVar("T")
 
 # Seconds for which a start request waits for a required reaper to connect to the service, in two attempts.
 _REHEARSAL_TIMEOUT = 20.0
-
-# Seconds between two checks for that connection.
-_REHEARSAL_POLL_INTERVAL = 0.01
 
 # Seconds for which a start request waits if the reaper is not required, so that any warning comes first.
 _REHEARSAL_PAUSE = 1.0
@@ -105,22 +101,27 @@ class Promises:
         return name
 
     async def record_intent(
-        self, args: InstanceArgs, baseline: str, *, service_at: float | None = None, tag: int | None = None
+        self,
+        args: InstanceArgs,
+        baseline: str,
+        *,
+        service_at: float | None = None,
+        tag: int | None = None,
+        bill: Record | None = None,
     ) -> str:
         """Record that a start request will be sent. Return its key once the journal and the reaper know it.
 
-        `service_at` and `tag` are the fields of `UnresolvedStart`. With `strict`, this raises the errors of
-        `flush`, and no promise is recorded.
+        `service_at` and `tag` are the fields of `UnresolvedStart`, and `bill` is the field of `Promise`. If
+        this raises an error of `flush`, no promise is recorded.
         """
         self._join()
         key = self.store.new_key()
         self.store.put({
             "kind": "INTENT",
-            **self._common(key),
+            **self._common(key, bill),
             "args": encode_start(args),
             "baseline": baseline,
-            "service_at": service_at,
-            "tag": tag,
+            "service_at": service_at, "tag": tag,
         })  # fmt: skip
         try:
             await self.flush(strict=True)
@@ -149,18 +150,24 @@ class Promises:
         self.store.put({"kind": "GONE", "entry": key, "durable": True})
 
     def record_created(
-        self, key: str | None, instance_id: str, *, goal: str, expires_at: float | None = None
+        self,
+        key: str | None,
+        instance_id: str,
+        *,
+        goal: str,
+        expires_at: float | None = None,
+        bill: Record | None = None,
     ) -> str:
         """Record the promise to release an instance. Return its key: the start request's, if there is one.
 
         The goal is "gone" or "stopped". At `expires_at`, a Unix time in seconds, the reaper releases the
-        instance in any case. Pass None if it never expires.
+        instance in any case. Pass None if it never expires. `bill` is the field of `Promise`.
         """
         self._join()
         key = key or self.store.new_key()
         self.store.put({
             "kind": "CREATED",
-            **self._common(key),
+            **self._common(key, bill),
             "args": {},
             "instance_id": instance_id,
             "goal": goal,
@@ -168,9 +175,14 @@ class Promises:
         })  # fmt: skip
         return key
 
-    def record_seen(self, key: str) -> None:
-        """Record that a reading has shown the instance."""
-        self.store.put({"kind": "SEEN", "entry": key})
+    def record_seen(self, key: str, bill: Record | None = None) -> None:
+        """Record that a reading has shown the instance. `bill` is the field of `Promise`."""
+        self.store.put({"kind": "SEEN", "entry": key, **({"bill": bill} if bill else {})})
+
+    def record_cost(self, line: Record | None) -> None:
+        """Add a line to the cost ledger, before the record that closes the promise."""
+        if line is not None and self.uses_journal:
+            self.store.put({"kind": "COST", "line": line})
 
     def record_activity(self, key: str, idle_at: float) -> None:
         """Make the reaper release the instance at a Unix time, unless it hears of more. Thread-safe."""
@@ -271,23 +283,15 @@ class Promises:
         After a failure, a required reaper tries once more, because the service may have been down. By now,
         this client has reached it.
         """
+        rehearsed = partial(await_rehearsal, lambda: self.store.rehearsed(self.account))
         if self._guard != "required":
-            return await self._await_rehearsal(_REHEARSAL_PAUSE) or ""
-        if await self._await_rehearsal(_REHEARSAL_TIMEOUT) == "":
+            return await rehearsed(_REHEARSAL_PAUSE) or ""
+        if await rehearsed(_REHEARSAL_TIMEOUT) == "":
             return ""
         self._put_credentials()
         await self._off_loop(self.store.commit)
-        problem = await self._await_rehearsal(_REHEARSAL_TIMEOUT)
+        problem = await rehearsed(_REHEARSAL_TIMEOUT)
         return f"no connection within {_REHEARSAL_TIMEOUT:g} s" if problem is None else problem
-
-    async def _await_rehearsal(self, timeout: float) -> str | None:
-        deadline = anyio.current_time() + timeout
-        while (  # noqa: ASYNC110  (see below)
-            problem := self.store.rehearsed(self.account)
-        ) is None and anyio.current_time() < deadline:
-            # Another thread receives the outcome, for all event loops in the process.
-            await anyio.sleep(_REHEARSAL_POLL_INTERVAL)
-        return problem
 
     async def foreign_claims(self, key: str | None) -> ForeignClaims:
         """Return the claims of all promises except `key`, in this process and others."""
@@ -385,8 +389,9 @@ class Promises:
             self.store.put({"kind": "PAST", "ids": [instance_id]})
             self._commit_soon()
 
-    def _common(self, key: str) -> Record:
-        return {"entry": key, "account": self.account, "api": self.api, "at": self.system.wall_clock()}
+    def _common(self, key: str, bill: Record | None) -> Record:
+        common = {"entry": key, "account": self.account, "api": self.api, "at": self.system.wall_clock()}
+        return {**common, "bill": bill} if bill else common
 
     def _commit_soon(self) -> None:
         """Commit without waiting for it, even when the garbage collector calls this."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import queue
 import sys
+from collections.abc import Callable
+
+import anyio
 
 from .._config import ProtectionMode
 from .._errors import GuardError, JournalError
@@ -11,6 +14,9 @@ from .._platform import NO_LOCKS
 from .._secrets import Secret
 from .reaper_process import ReaperProcess
 from .store import fork_lock
+
+# Seconds between two checks for the outcome of a rehearsal.
+_POLL_INTERVAL = 0.01
 
 # Seconds for a check of whether a reaper can reach the service.
 _CHECK_TIMEOUT = 15.0
@@ -58,3 +64,14 @@ def check_reaper(sealed: Secret | None = None) -> None:
         reaper.shutdown()
     if problem:
         raise GuardError(f"the reaper cannot reach the service: {problem}")
+
+
+async def await_rehearsal(rehearsed: Callable[[], str | None], timeout: float) -> str | None:
+    """Wait until the reaper's rehearsal has an outcome. Return it, or None after `timeout` seconds."""
+    deadline = anyio.current_time() + timeout
+    while (  # noqa: ASYNC110  (see below)
+        problem := rehearsed()
+    ) is None and anyio.current_time() < deadline:
+        # Another thread receives the outcome, for all event loops in the process.
+        await anyio.sleep(_POLL_INTERVAL)
+    return problem

@@ -23,6 +23,10 @@ FORMAT = 1
 _RECORD_START = b'{"'
 _OWNER_START = b'{"kind":"OWNER","format":%d,' % FORMAT
 
+# Records that must survive a power loss, like any record with `durable`. Losing any other record only costs
+# extra requests.
+DURABLE_KINDS = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED", "AMBIGUOUS"})
+
 # The maximum number of baselines to keep that no start request uses yet.
 _MAX_UNUSED_BASELINES = 16
 
@@ -132,7 +136,9 @@ class JournalState:
 
 
 def _records_of(promise: Promise) -> Iterable[Record]:
-    common = {"entry": promise.key, "account": promise.account, "api": promise.api, "at": promise.at}
+    common: Record = {"entry": promise.key, "account": promise.account, "api": promise.api, "at": promise.at}
+    if promise.bill:
+        common["bill"] = promise.bill
     if promise.baseline is not None:
         more = {"service_at": promise.service_at, "tag": promise.tag}
         yield {"kind": "INTENT", **common, "args": promise.args, "baseline": promise.baseline, **more}
@@ -174,9 +180,17 @@ def _new_promise(record: Record) -> Promise:
     args: dict[str, Any] = dict(record["args"])
     if not all(value is None or isinstance(value, (str, int, float)) for value in args.values()):
         raise TypeError("an argument of a start request is a JSON object or array")
-    return Promise(
+    promise = Promise(
         _text(record["entry"]), _text(record["account"]), _text(record["api"]), args, float(record["at"])
     )
+    _add_bill(promise, record)
+    return promise
+
+
+def _add_bill(promise: Promise, record: Record) -> None:
+    # Anything else is ignored: a bill must not keep an instance from being released.
+    if isinstance(bill := record.get("bill"), dict):
+        promise.bill = {**promise.bill, **bill}
 
 
 def _text(value: object) -> str:
@@ -207,6 +221,7 @@ def _apply_created(state: JournalState, record: Record) -> None:
         state.add_past(instance_id)
         return
     promise = promise or _new_promise(record)
+    _add_bill(promise, record)
     promise.expires_at = None if expires_at is None else float(expires_at)
     promise.goal, promise.instance_id = goal, instance_id
     promise.held = False  # this package manages it again
@@ -224,6 +239,7 @@ def _apply_held(state: JournalState, record: Record) -> None:
 def _apply_seen(state: JournalState, record: Record) -> None:
     if promise := state.promises.get(_text(record["entry"])):
         promise.seen = True
+        _add_bill(promise, record)
 
 
 def _apply_idle(state: JournalState, record: Record) -> None:

@@ -8,13 +8,14 @@ instance. `reap` does this in the reaper's process.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 from anyio.abc import TaskGroup
@@ -28,7 +29,9 @@ from .._environment import VARIABLES
 from .._errors import ClientClosedError, ConfigurationError, TeardownError
 from .accounts import settings_of
 from .claims import ForeignClaims, collect_foreign_claims
+from .cost_lines import line_of_promise
 from .journal import foreign_states, open_promises
+from .ledger import CostLedger, ledger_directory
 from .locks import decision_lock
 from .pending import OtherProcesses, PendingPromise, RecoveryResult, RecoveryState, invisible_for
 from .promise import Promise
@@ -69,6 +72,8 @@ class Recovery:
         foreign_claims: Returns the claims of other processes. Called before and after each list request.
         decision_lock: Returns the lock for decisions (see `locks.decision_lock`).
         note: Receives each step as a text for people.
+        record_cost: Receives the line for the cost ledger before each promise is closed.
+        writer: Who releases the instances, for the cost ledger.
         timeout: Seconds after which it gives up on a promise.
         results: The promises that are done.
     """
@@ -79,6 +84,8 @@ class Recovery:
     note: Callable[[str], None]
     timeout: float
     wall_clock: WallClock
+    record_cost: Callable[[Record], object] = bool
+    writer: Literal["reaper", "sweep"] = "reaper"
     results: dict[PendingPromise, RecoveryResult] = field(factory=dict)
 
     async def run(self, promises: Iterable[PendingPromise]) -> dict[PendingPromise, RecoveryResult]:
@@ -121,7 +128,7 @@ class Recovery:
         promise = pending.promise
         held_until = promise.expires_at if promise.held else None
         if held_until is not None and await self._wait_for_holder(instance_id, held_until):
-            pending.record_gone()
+            self._close(pending, instance_id, stopped_at=None)
             self.results[pending] = RecoveryResult(state="gone", instance_id=instance_id)
             return
         deadline = anyio.current_time() + self.timeout
@@ -144,10 +151,30 @@ class Recovery:
                     self.results[pending] = RecoveryResult(state="left", instance_id=instance_id)
                     return
             else:
-                pending.record_gone()
+                self._close(pending, instance_id, stopped_at=teardown.stopped_at)
                 state: RecoveryState = "released" if teardown.has_acted else "gone"
                 self.results[pending] = RecoveryResult(state=state, instance_id=instance_id)
                 return
+
+    def _close(self, pending: PendingPromise, instance_id: str, *, stopped_at: float | None) -> None:
+        promise, now = pending.promise, self.wall_clock()
+        # While the owner lives, its reaper takes what the owner gave up, and what has expired.
+        owner_lives = self.writer == "reaper" and not pending.state.is_orphaned
+        is_expired = promise.held or (owner_lives and not promise.abandoned)
+        with contextlib.suppress(Exception):  # a promise in an unusable form must still be closed
+            line = line_of_promise(
+                promise,
+                instance_id,
+                ended_at=now if stopped_at is None else now - (anyio.current_time() - stopped_at),
+                # The reaper has watched the instance, but a sweep may find that it has been gone for days.
+                is_end_known=stopped_at is not None or self.writer == "reaper",
+                outcome="expired" if is_expired else "recovered",
+                written_by=self.writer,
+            )
+            if line is not None:
+                self.record_cost(line)
+        # Afterward, so that the line is not lost if this process is killed in between.
+        pending.record_gone()
 
     async def _wait_for_holder(self, instance_id: str, expires_at: float) -> bool:
         """Wait until a held instance expires or its holder deletes it. Return whether it was deleted."""
@@ -178,10 +205,16 @@ class _SharedJournal:
         self._path = path
         self._keys = keys
         self._others: OtherProcesses | None = None
+        self._ledger = None if path is None else CostLedger(ledger_directory(path.parent))
         if path is not None:
             # Some of them may not have been written.
             written = frozenset(keys & (open_promises(path) or {}).keys())
             self._others = OtherProcesses(state, path, written)
+
+    def record_cost(self, line: Record) -> None:
+        """Add a line to the cost ledger in the same state directory."""
+        if self._ledger is not None:
+            self._ledger.write([line])
 
     def catch_up(self, *, now: bool = False) -> None:
         """Apply the actions of a `sweep`, which may have taken the lock first or work without it."""
@@ -302,6 +335,7 @@ async def reap_account(
                     note=note,
                     timeout=min(timeout, give_up_at - wall_clock()),
                     wall_clock=wall_clock,
+                    record_cost=shared.record_cost,
                 )
                 with watch.scope:
                     await recovery.run(remaining)

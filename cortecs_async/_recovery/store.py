@@ -11,6 +11,7 @@ import itertools
 import os
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,11 +22,12 @@ from .._errors import GuardError
 from .._logging import Event, log
 from .accounts import with_network_of
 from .journal import JournalFile, foreign_states, is_owned, owner_record, read_journals
+from .ledger import CostLedger, ledger_directory
 from .locks import decision_lock
 from .promise import Promise
 from .promise_clock import PromiseClock
 from .reaper_process import ReaperProcess
-from .records import JournalState, Record
+from .records import DURABLE_KINDS, JournalState, Record
 
 # The journal is rewritten without closed promises once it exceeds FACTOR x its size after the last rewrite +
 # SLACK bytes.
@@ -33,10 +35,6 @@ _REWRITE_FACTOR, _REWRITE_SLACK = 4, 1 << 18
 
 # After more than this many reaper deaths within this many seconds, the reaper is no longer replaced.
 _MAX_REAPER_DEATHS, _REAPER_DEATHS_WINDOW = 5, 60.0
-
-# Records that must survive a power loss, like any record with `durable`. Losing any other record only costs
-# extra requests.
-_DURABLE_KINDS = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED", "AMBIGUOUS"})
 
 # Records for the reaper only. In a journal, an idle time would soon be stale: see `Promise`.
 _PIPE_KINDS = frozenset({"IDLE"})
@@ -61,11 +59,12 @@ class PromiseStore:
         self, directory: Path, *, journal: bool, guard: bool, wall_clock: Callable[[], float] = time.time
     ) -> None:
         self.directory: Path = directory
-        self._uses_journal = journal
-        self._uses_reaper = guard
+        self.ledger: CostLedger = CostLedger(ledger_directory(directory))
+        self._uses_journal, self._uses_reaper = journal, guard
         self._wall_clock = wall_clock
         self._clock = PromiseClock(wall_clock)
         self.generation: int = 0
+        self.owner_note: Record = {}  # fields to add to the OWNER record
         self._reset()
 
     def _reset(self) -> None:
@@ -85,6 +84,7 @@ class PromiseStore:
         self._sent_path: Path | None = None  # the journal that the reaper knows
         self._reaper_deaths: list[float] = []
         self._clients = 0
+        self._key_prefix = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._key_numbers = itertools.count(1)
         self.journal_problem: str | None = None
         self.reaper_problem: str | None = None
@@ -96,8 +96,8 @@ class PromiseStore:
             return self.generation
 
     def new_key(self) -> str:
-        """Return a key that no promise or baseline in this process uses."""
-        return f"{os.getpid()}-{next(self._key_numbers)}"
+        """Return a key that no promise or baseline uses, in any process: it also identifies the lease."""
+        return f"{self._key_prefix}-{next(self._key_numbers)}"
 
     def put(self, record: Record) -> None:
         """Queue a record."""
@@ -151,6 +151,8 @@ class PromiseStore:
             return
         try:
             credential_records, records = self._apply_queue()
+            # Before the promises are closed.
+            records = self.ledger.take_lines(records, is_quiet=self.journal_problem is not None)
             if self._uses_journal:
                 with _fork_lock:
                     self._write_journal(records)
@@ -250,13 +252,13 @@ class PromiseStore:
             if self._journal is None:
                 if not self.state.promises:
                     return
-                self.state.owner = owner_record(self._wall_clock())
+                self.state.owner = {**owner_record(self._wall_clock()), **self.owner_note}
                 self._journal = JournalFile.create(self.directory, self.state.snapshot())
             elif self.journal_problem is not None or self._is_oversized(self._journal):
                 self._journal.rewrite(self.state.snapshot())
             else:
                 if records:
-                    durable = any(each["kind"] in _DURABLE_KINDS or "durable" in each for each in records)
+                    durable = any(each["kind"] in DURABLE_KINDS or "durable" in each for each in records)
                     self._journal.append(records, durable=durable)
                 return
         except Exception as error:  # noqa: BLE001  (a commit raises nothing)

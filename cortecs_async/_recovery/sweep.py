@@ -276,6 +276,8 @@ async def _recover(
         # The search ends with a last list, which needs some of the time.
         timeout=remaining - min(_LAST_LIST_TIME, remaining / 10),
         wall_clock=promises.system.wall_clock,
+        record_cost=(lambda line: promises.store.ledger.write([line])) if promises.uses_journal else bool,
+        writer="sweep",
     )
     with anyio.CancelScope(deadline=deadline):
         await recovery.run(undecided)

@@ -50,6 +50,7 @@ from cortecs_async._cli.top.view import (
 )
 from cortecs_async._extras import install_command
 from cortecs_async._recovery.journal import JournalFile
+from cortecs_async._recovery.ledger import CostLedger
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import Balance, HardwareType, Owner
 
@@ -354,6 +355,33 @@ async def test_failed_balance_request_does_not_make_it_stale(world: World) -> No
         assert "STALE" not in screen.text("summary")
         assert "500" in screen.text("problem")
         assert "balance" in screen.text("summary")
+
+
+async def test_it_shows_what_the_leases_that_ended_today_cost_without_a_request(
+    world: World, journals: Path
+) -> None:
+    async with top(world, MODEL, journal="auto") as screen:
+        assert "spent today" not in screen.text("summary")
+        line = {
+            "format": 1,
+            "instance_id": "instance-1",
+            "lease_id": "e1",
+            "outcome": "released",
+            "started_at": "2025-01-01T00:00:00Z",
+            "ended_at": "2025-01-01T00:01:30Z",
+            "seconds": 90,
+            "cost": 0.1,
+            "currency": "EUR",
+            "api_base_url": screen.emu.api_base_url,
+        }
+        CostLedger(journals.parent / "costs").write([line])
+        before = len(screen.routes())
+        await screen.press("r")
+        assert "per hour   spent today 0.10 EUR   balance" in screen.text("summary")
+        assert screen.routes()[before:] == ["list"]
+        screen.clock.now = 2 * 86400.0
+        await screen.press("r")
+        assert "spent today" not in screen.text("summary")
 
 
 # --- stop and delete ----------------------------------------------------------------------------------------

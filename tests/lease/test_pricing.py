@@ -12,9 +12,10 @@ from _grids import alternating
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import errors
+from cortecs_async._api.billing import intervals_begun
 from cortecs_async._api.catalog import HardwareType
 from cortecs_async._api.domain import InstanceArgs
-from cortecs_async._lease.pricing import Price, intervals_begun, read_price, receipt, seconds_for
+from cortecs_async._lease.pricing import Price, read_price, receipt, seconds_for
 from cortecs_async.emulator import Fault
 
 PER_MINUTE = InstanceArgs(model_id="m", billing_interval="per_minute", num_workers=2)

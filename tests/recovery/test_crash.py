@@ -36,6 +36,7 @@ from cortecs_async import AsyncCortecs
 from cortecs_async._aio.threads import System
 from cortecs_async._client.wiring import Wiring
 from cortecs_async._recovery import reaper as _reaper
+from cortecs_async._recovery.ledger import CostLedger
 from cortecs_async._recovery.records import Record, encode
 from cortecs_async.emulator import Emulator, Fault, LedgerEntry, RequestRecord, serve_emulator
 from cortecs_async.emulator._emulator import _EPOCH
@@ -218,6 +219,12 @@ class Scene:
     def journals(self) -> list[Path]:
         return sorted((self.state / "journal").glob("*"))
 
+    @property
+    def paid(self) -> list[str]:
+        """The ids of the instances in the cost ledger, each of which must be there once."""
+        leases = CostLedger(self.state / "costs").read(self.emu.api_base_url).leases
+        return [each.instance_id for each in leases]
+
     async def until_held(self) -> None:
         await until(lambda: self.held or self.program.has_ended)
 
@@ -232,6 +239,8 @@ class Scene:
             return "it does not end"
         if self.journals:
             return "a journal is left"
+        if sorted(self.paid) != sorted(each.instance_id for each in self.ours):
+            return f"the cost ledger has {self.paid}"
         return "it exited normally, so the kill missed it" if self.program.process.returncode == 0 else ""
 
     def _is_over(self) -> bool:

@@ -281,10 +281,9 @@ async def test_the_reaper_is_told_of_a_start_before_it_is_sent_and_of_its_instan
         emu.exchange = note  # type: ignore[method-assign]
         async with client.instance(MODEL, HARDWARE) as inst:
             assert set(before) == {"JOURNAL", "ARM", "OWNER", "BASELINE", "INTENT"}
-            assert (reapers[-1].sent[-1]["kind"], reapers[-1].sent[-1]["instance_id"]) == (
-                "CREATED",
-                inst.instance_id,
-            )
+            created, seen = reapers[-1].sent[-2:]
+            assert (created["kind"], created["instance_id"]) == ("CREATED", inst.instance_id)
+            assert (seen["kind"], seen["bill"]) == ("SEEN", {"interval_price": 0.05, "currency": "EUR"})
         assert reapers[-1].kinds[-1] == "GONE"
 
 
@@ -297,7 +296,7 @@ async def test_a_replacement_reaper_is_told_everything_again(
             guard.is_running = False
             guard.on_death()
             assert guard.is_running
-            assert sorted(guard.kinds) == ["ARM", "BASELINE", "CREATED", "INTENT", "JOURNAL", "OWNER"]
+            assert sorted(guard.kinds) == ["ARM", "BASELINE", "CREATED", "INTENT", "JOURNAL", "OWNER", "SEEN"]
             assert inst.instance_id in str(guard.sent)
             assert emu.client_secret not in repr(guard.sent)
 

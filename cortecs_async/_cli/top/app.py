@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import ClassVar, cast
 
 from attrs import evolve
@@ -182,6 +183,7 @@ class TopApp(App[None]):
         try:
             instances = await self._client.instances.list()
             owners, problem = await self._owners()
+            spent_today = await self._spent_today()
         except CortecsError as error:
             self._snapshot = evolve(self._snapshot, problem=error_text(error), is_stale=True)
         else:
@@ -191,6 +193,7 @@ class TopApp(App[None]):
                 instances=instances,
                 owners=owners,
                 problem=problem,
+                spent_today=spent_today,
                 is_stale=False,
             )
             # Drawn before the requests for prices and the balance, which may be slow.
@@ -206,6 +209,15 @@ class TopApp(App[None]):
             return await self._client.owners(), ""
         except JournalError as error:
             return {}, error_text(error)
+
+    async def _spent_today(self) -> str:
+        """Return the cost of the leases that ended today. This sends no request."""
+        today = datetime.fromtimestamp(self._now()).astimezone().date()
+        try:
+            report = await self._client.costs(today, by=None)
+        except JournalError:
+            return ""  # `_owners` returns the reason
+        return ", ".join(row.cost_text for row in report.total)
 
     async def _refresh_prices_and_balance(self) -> None:
         now = self._now()

@@ -35,7 +35,9 @@ unmanaged    runs until you stop it
 
 age is the time since the instance was started.
 cost is the list price of each started interval
-and worker."""
+and worker.
+spent today is the estimated cost of the leases
+that ended today on this machine."""
 
 
 class Confirmation(ModalScreen[bool]):

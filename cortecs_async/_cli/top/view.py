@@ -42,6 +42,7 @@ class Snapshot:
     owners: Mapping[str, Owner] = field(factory=dict)  # by instance id
     hardware: Mapping[str, HardwareType] = field(factory=dict)  # by id of the hardware type
     balance: Balance | None = None
+    spent_today: str = ""  # the estimated cost of the leases that ended today on this machine
     actions: Mapping[str, str] = field(factory=dict)  # such as "stopping", by instance id
     problem: str = ""  # the reason why the last refresh failed, or the missing data
     is_stale: bool = False  # whether the last refresh failed
@@ -150,6 +151,7 @@ def summary(snapshot: Snapshot, now: float, width: int) -> Text:
     parts = [
         Text(f"{running} of {len(snapshot.instances)} running"),
         Text(sanitize(_price_per_hour(snapshot)), "bold"),
+        *([Text(f"spent today {sanitize(snapshot.spent_today)}")] if snapshot.spent_today else []),
         Text(f"balance {sanitize(money)}"),
         Text(f"at {datetime.fromtimestamp(snapshot.at).astimezone():%H:%M:%S}", "dim"),
     ]
