@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from ._recovery.owners import OwnerKind as OwnerKind
     from ._recovery.sweep import Orphan as Orphan
     from ._recovery.sweep import OrphanState as OrphanState
+    from ._sharing.info import SharedInfo as SharedInfo
+    from ._sharing.info import SharedState as SharedState
+    from ._sharing.lease import SharedLease as SharedLease
     from ._telemetry import LeaseInfo as LeaseInfo
     from ._telemetry import PhaseEnd as PhaseEnd
     from ._telemetry import RequestRetry as RequestRetry

@@ -68,6 +68,15 @@ SOCKETS = frozenset({
     "integrations.jsonl.AnswerFile.write",
     "integrations.jsonl.answer",
     "integrations.web.SharedInstance",
+    "AsyncCortecs.release_shared",
+    "AsyncCortecs.shared",
+    "types.SharedLease",
+    "types.SharedLease.keep",
+    "types.SharedLease.langchain",
+    "types.SharedLease.openai",
+    "types.SharedLease.openai_kwargs",
+    "types.SharedLease.pydantic_ai",
+    "types.SharedLease.touch",
 })  # fmt: skip
 
 # Examples that run until they are stopped, each in a process of its own.

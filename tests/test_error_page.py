@@ -21,8 +21,9 @@ import pytest
 from _examples import run_examples
 from _world import HARDWARE, MODEL, World, client_of
 
-from cortecs_async import AsyncCortecs, errors
+from cortecs_async import AsyncCortecs, __version__, errors
 from cortecs_async._http import reasons
+from cortecs_async._sharing.protocol import refusal_error, refuse
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
@@ -164,6 +165,14 @@ async def ambiguous(emu: Emulator, client: AsyncCortecs) -> None:
     raise raised[0]
 
 
+async def shared_differently(_: Emulator, __: AsyncCortecs) -> None:
+    async with AsyncCortecs(client_id="id", client_secret="secret") as client:
+        there, here = (client.shared("bot", MODEL, max_lifetime=each)._membership for each in ("8h", "1h"))
+    refused = refuse(here._hello, __version__, there._hello.spec)
+    assert refused is not None
+    raise refusal_error("bot", here._hello, refused["refused"], "process 4321")
+
+
 async def wrong_key(_: Emulator, __: AsyncCortecs) -> None:
     wrong: Any = {"api_key": "k"}
     AsyncCortecs(**wrong)
@@ -186,6 +195,7 @@ PROGRAMS: dict[str, tuple[dict[str, Any], Callable[[Emulator, AsyncCortecs], Awa
     "Lease idle": ({"step_seconds": 1.0}, idle),
     "Instance lost": ({"step_seconds": 1.0}, lost),
     "Instance not released": ({"step_seconds": 1.0}, not_released),
+    "Shared with other arguments": ({}, shared_differently),
     "Ambiguous start": ({"step_seconds": 1.0}, ambiguous),
 }
 

@@ -32,7 +32,7 @@ ROWS: list[set[str]] = [
     {"_api", "_telemetry"},
     {"_recovery"},
     {"_lease"},
-    {"_batch"},
+    {"_batch", "_sharing"},
     {"_client"},
     {"errors", "types", "signals"},  # the public names of the packages above
     {"__init__"},
@@ -46,8 +46,8 @@ PUBLIC = {"__init__", "errors", "types", "signals", "integrations"}
 # What `login` writes and `--profile` reads is what the client reads.
 CONFIG = {"_profiles", "_credentials"}
 # Internals that integrations may import: the rules for files, tasks that any task may end, how secrets are
-# hidden, the variables and profiles that the client reads, and what differs between systems.
-SHARED = {"_state_directory", "_aio", "_secrets", "_environment", "_credentials", "_platform"}
+# hidden, the variables and profiles that the client reads, what differs between systems, and owner processes.
+SHARED = {"_state_directory", "_aio", "_secrets", "_environment", "_credentials", "_platform", "_sharing"}
 # Internals that all of them may import: durations and error messages are the same everywhere.
 COMMON = {"_display", "_durations", "_hint_tables", "_hints"}
 # The batch on other machines: its files, and when an instance counts as failed, are those of the batch.

@@ -87,6 +87,7 @@ import sys
 from cortecs_async import AsyncCortecs
 client = AsyncCortecs(client_id="a", client_secret="b")
 import cortecs_async._batch.setup
+import cortecs_async._client.shared_start
 import cortecs_async._client.costs
 from cortecs_async import _errors
 from cortecs_async._public import LAZY

@@ -1,7 +1,8 @@
 """`AsyncCortecs`: the client's signatures and their documentation.
 
 This module does not import httpx, so that it loads quickly: `wiring.py` does, when the first client is
-created. The mixins in `batches.py`, `leases.py`, `recovery.py`, and `with_options.py` keep this module short.
+created. The mixins in `batches.py`, `leases.py`, `recovery.py`, `sharing.py`, and
+`with_options.py` keep this module short.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .._secrets import CredentialProvider, Hidden, Secret, to_secret
 from .batches import BatchMethods
 from .leases import LeaseMethods
 from .recovery import RecoveryMethods
+from .sharing import SharingMethods
 from .with_options import CallMethods
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 
 @hinted
-class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
+class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods, SharingMethods):
     """Rent GPU instances on cortecs.ai from asyncio or trio.
 
     Open one client and rent an instance for each block that needs one. When you leave the block, the instance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import anyio
@@ -75,8 +76,11 @@ class Wiring:
     ) -> None:
         self.settings: Settings = settings
         self.http_client: HTTPClient | None = http_client
+        self.journal: ProtectionMode = journal
+        self.state_dir: Path = state_directory(state_dir)
+        self.allow_insecure_http: bool = allow_insecure_http
         self.promises: Promises = Promises(
-            settings, journal=journal, guard=guard, directory=state_directory(state_dir), system=self.system
+            settings, journal=journal, guard=guard, directory=self.state_dir, system=self.system
         )
         self._observer = Observer(telemetry)
         self.http: HTTP = HTTP(
@@ -111,7 +115,7 @@ class Wiring:
                 observer=self._observer,
             ),
             prices=Prices(hardware_types, models),
-            capacity=CapacityQueue(hardware_types),
+            capacity=CapacityQueue(hardware_types, self.http.check_open),
             observer=self._observer,
             names=self._names,
             allow_insecure_http=allow_insecure_http,
@@ -136,10 +140,14 @@ class Wiring:
         await self.promises.aclose()
 
     def lease(self, options: LeaseOptions) -> InstanceLease:
+        self.check_start(options)
+        return InstanceLease(self._services, options)
+
+    def check_start(self, options: LeaseOptions) -> None:
+        """Check that there are credentials, and the inference API key if it is needed."""
         self.settings.sources.check()
         if options.require_key is not False:
             self._check_inference_key(is_required=options.require_key is True)
-        return InstanceLease(self._services, options)
 
     def _check_inference_key(self, *, is_required: bool) -> None:
         """Check for a missing inference API key before an instance is billed. The warning is logged once."""

@@ -41,6 +41,8 @@ class Owner:
             instance, as `release` does.
         expires_at: The Unix time in seconds at which the instance is released in any case, or None if it
             never expires.
+        shared: The name of the shared instance if the owner is the owner process of one: see `client.shared`.
+            Otherwise, an empty string.
 
     Example:
         for instance_id, owner in (await client.owners()).items():
@@ -51,9 +53,10 @@ class Owner:
     owner: str
     started_at: float
     expires_at: float | None = None
+    shared: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.owner}"
+        return f"{self.kind}: {self.owner}" + (f", shared as {self.shared}" if self.shared else "")
 
 
 async def owners(promises: Promises) -> Mapping[str, Owner]:
@@ -77,7 +80,9 @@ def _of_this_process(promises: Promises) -> Iterator[tuple[str, Owner]]:
             continue
         for promise in list(store.state.promises.values()):
             if promise.instance_id is not None and promise.api == promises.api:
-                yield promise.instance_id, _owner(promise, _own_kind(promise), owner_name)
+                kind = _own_kind(promise)
+                name = str(store.owner_note.get("shared", ""))
+                yield promise.instance_id, _owner(promise, kind, owner_name, name)
 
 
 def _own_kind(promise: Promise) -> OwnerKind:
@@ -100,7 +105,7 @@ def _of_other_processes(promises: Promises) -> Iterator[tuple[str, Owner]]:
             now = promises.system.wall_clock()
             for promise in named:
                 kind = _kind(state, promise, now, is_living=is_living)
-                yield str(promise.instance_id), _owner(promise, kind, state.owner_name)
+                yield str(promise.instance_id), _owner(promise, kind, state.owner_name, state.shared_name)
 
 
 def _kind(state: JournalState, promise: Promise, now: float, *, is_living: bool) -> OwnerKind:
@@ -111,8 +116,10 @@ def _kind(state: JournalState, promise: Promise, now: float, *, is_living: bool)
     return "process" if is_living and not promise.abandoned else "orphan"
 
 
-def _owner(promise: Promise, kind: OwnerKind, owner_name: str) -> Owner:
-    return Owner(kind=kind, owner=owner_name, started_at=promise.at, expires_at=promise.expires_at)
+def _owner(promise: Promise, kind: OwnerKind, owner_name: str, shared: str) -> Owner:
+    return Owner(
+        kind=kind, owner=owner_name, started_at=promise.at, expires_at=promise.expires_at, shared=shared
+    )
 
 
 def _by_instance(found: Iterable[tuple[str, Owner]]) -> Mapping[str, Owner]:

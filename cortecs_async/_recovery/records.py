@@ -76,6 +76,12 @@ class JournalState:
         """The host and process id of the owner, for people."""
         return f"{self.owner.get('host', '?')}, process {self.owner.get('pid', '?')}"
 
+    @property
+    def shared_name(self) -> str:
+        """The name under which the owner shares its instance, or an empty string."""
+        name = self.owner.get("shared")
+        return name if isinstance(name, str) else ""
+
     def apply(self, record: Record) -> bool:
         """Apply a record. If it is not understood, return False without a change."""
         apply = _APPLY.get(str(record.get("kind")))

@@ -9,12 +9,11 @@ import logging
 import os
 import socket
 import sys
-import weakref
 from collections.abc import Sequence
 from typing import Unpack
 
 import anyio
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import SocketStream
 
 from .. import AsyncCortecs, ConfigurationError, InstanceHandle, __version__
 from .._aio.clock import boottime
@@ -22,33 +21,20 @@ from .._credentials import resolve_sources
 from .._durations import as_seconds, check_seconds
 from .._environment import VARIABLES
 from .._hints import hinted
-from .._platform import NO_LOCKS, O_CLOEXEC
+from .._platform import NO_LOCKS
+from .._sharing.connector import HEARTBEAT, OwnerConnector, SilenceMonitor
+from .._sharing.lines import LineReader
+from .._sharing.meeting_point import MeetingPoint
 from .._state_directory import state_directory
 from ..types import Duration
 from . import _shared_server
 from ._managed import ManagedInstance, Reason, StartOptions, State, Unavailable, logger
-from ._meeting_point import MeetingPoint
-from ._owner_process import OwnerProcess, kill_frozen
 
 # Seconds before the second attempt to connect to the owner process. Doubles with each attempt, up to `pause`.
 _INITIAL_BACKOFF = 0.25
 
 # Seconds that the last process to leave waits for, in addition to the teardown timeout.
 _LEAVE_MARGIN = 30.0
-
-# Seconds to wait for the owner's exit status after its connection has ended.
-_EXIT_TIMEOUT = 1.0
-
-# Seconds between two lines from the owner.
-_HEARTBEAT = 5.0
-
-# Missed lines in a row after which the owner's state is unknown, and after which it counts as frozen and is
-# killed. An owner that is still starting has no instance yet and gets more time, because Python starts slowly
-# on a busy machine.
-_MISSED_UNTIL_UNRESPONSIVE, _MISSED_UNTIL_FROZEN, _MISSED_WHILE_STARTING = 3, 12, 60
-
-# The longest socket address, in bytes, that every system supports.
-_LONGEST_ADDRESS = 103
 
 # The variables that the owner reads once. With an outdated secret or proxy, it could not start or release an
 # instance.
@@ -113,19 +99,20 @@ class SharedInstance(ManagedInstance):
             hardware_type_id=hardware_type_id,
             pause=float(self._pause),
             linger=float(check_seconds("linger", linger, at_least=0)),
-            heartbeat=_HEARTBEAT,
+            heartbeat=HEARTBEAT,
             # This process uses the key, so it checks the key itself. The owner does not.
             options={**self._options, "require_key": False},
         )
         self._require_key = self._options.get("require_key")
         self._name = name
         self._stream: SocketStream | None = None
-        self._owner: OwnerProcess | None = None  # if this process has started it
         self._leaving = False
         self._has_touch = False  # to send to the owner
         self._touched_at = 0.0
         self._touched_state: State | None = None
         self._place: MeetingPoint | None = None
+        # Set on entry.
+        self._connector: OwnerConnector
         self._disconnected: anyio.Event
 
     async def _check(self) -> None:
@@ -141,16 +128,10 @@ class SharedInstance(ManagedInstance):
         async with AsyncCortecs(guard="off", journal="off") as client:
             options: StartOptions = {**self._spec["options"], "require_key": self._require_key}
             client.instance(self._spec["model_id"], self._spec["hardware_type_id"], **options)
-        address = self._meeting_point.address
-        if len(os.fsencode(address)) > _LONGEST_ADDRESS:
-            raise ConfigurationError(f"{address} is too long for a socket. Set a shorter CORTECS_STATE_DIR.")
-        try:
-            self._meeting_point.check()
-        except OSError as error:
-            raise ConfigurationError(
-                f"The directory for shared instances, {address.parent}, cannot be used: {error}. "
-                "Set CORTECS_STATE_DIR to a directory of your own."
-            ) from None
+        self._connector = OwnerConnector(
+            self._meeting_point, json.dumps(self._spec), _shared_server.__name__, logger
+        )
+        self._connector.check()
 
     async def _run(self) -> None:
         try:
@@ -168,7 +149,7 @@ class SharedInstance(ManagedInstance):
         """Handle one connection to the owner until it ends. Return whether a state was received."""
         received, problem = False, "the previous owner process exited"
         try:
-            async with await self._connect() as self._stream, anyio.create_task_group() as tasks:
+            async with await self._connector.connect() as self._stream, anyio.create_task_group() as tasks:
                 tasks.start_soon(self._send, self._stream)
                 received = await self._receive(self._stream)
                 tasks.cancel_scope.cancel()
@@ -178,11 +159,11 @@ class SharedInstance(ManagedInstance):
         if self._leaving:
             return received
         reason: Reason = "restarting" if received else "starting"
-        if self._owner is not None and (end := await self._owner.wait(_EXIT_TIMEOUT)) is not None:
+        if (ended := await self._connector.owner_exit()) is not None:
+            end, last_line = ended
             problem = f"the owner process {end}"
             if not received:
-                reason, problem = "failed", ": ".join([problem, *self._owner.last_line])
-            self._owner = None
+                reason, problem = "failed", ": ".join([problem, *last_line])
         level = logging.WARNING if reason == "failed" else logging.INFO
         logger.log(level, "Could not connect to the instance's owner process: %s", problem)
         self._set(Unavailable(reason, f"the instance has no owner process: {problem}"))
@@ -208,7 +189,7 @@ class SharedInstance(ManagedInstance):
         if (timeout := self._options.get("idle_timeout")) is None:
             return
         # Seldom while it runs. Otherwise at once, because the owner may wait for this to start a new one.
-        state, pause = self._state, min(as_seconds(timeout) / 4, _HEARTBEAT)
+        state, pause = self._state, min(as_seconds(timeout) / 4, HEARTBEAT)
         is_due = isinstance(state, InstanceHandle) and boottime() - self._touched_at >= pause
         if is_due or state is not self._touched_state:
             self._touched_at, self._touched_state, self._has_touch = boottime(), state, True
@@ -217,57 +198,28 @@ class SharedInstance(ManagedInstance):
 
     async def _receive(self, stream: SocketStream) -> bool:
         """Receive the owner's states until the connection closes. Return whether there were any."""
-        rest, received, missed = b"", False, 0
+        reader, received = LineReader(stream), False
+        monitor = SilenceMonitor(
+            self._meeting_point,
+            json.dumps(self._spec),
+            logger,
+            lambda problem: self._set(Unavailable("unresponsive", problem)),
+        )
         while True:
-            data = b""
+            lines: list[bytes] = []
             # One by one: a process that was suspended itself counts one miss and then reads what has arrived.
-            with anyio.move_on_after(self._spec["heartbeat"]):
+            with anyio.move_on_after(self._spec["heartbeat"]) as waiting:
                 try:
-                    data = await stream.receive()
+                    lines = await reader.next_lines()
                 except (anyio.EndOfStream, anyio.BrokenResourceError):
                     return received
-            missed = 0 if data else missed + 1
-            if missed:
-                self._note_silence(missed)
-            *lines, rest = (rest + data).split(b"\n")
+            if waiting.cancelled_caught:
+                monitor.missed()
+                continue
+            monitor.heard()
             if lines:
                 received = True
                 self._set(_shared_server.decode(lines[-1]))
-
-    def _note_silence(self, missed: int) -> None:
-        """Handle a number of missed lines in a row.
-
-        A frozen owner does not watch its instance and would not release it. While it lives, no other owner
-        can start, and its reaper waits until it exits.
-        """
-        if missed == _MISSED_UNTIL_UNRESPONSIVE:
-            problem = f"The owner process (process id {self._meeting_point.owner_pid()}) does not respond"
-            logger.warning("%s", problem)
-            self._set(Unavailable("unresponsive", problem))
-            return
-        is_starting = self._meeting_point.owner_is_starting()
-        limit = _MISSED_WHILE_STARTING if is_starting else _MISSED_UNTIL_FROZEN
-        if missed % limit == 0 and (pid := self._meeting_point.owner_pid()) is not None:
-            logger.warning("Killing the frozen owner process (process id %d)", pid)
-            kill_frozen(pid, json.dumps(self._spec))
-
-    async def _connect(self) -> SocketStream:
-        place = self._meeting_point
-        lock = place.try_lock()
-        if lock is not None:
-            try:
-                # Listen here, so that this process and all others can connect before it is up.
-                with place.listen() as listener:
-                    self._owner = OwnerProcess(lock, listener.fileno(), json.dumps(self._spec))
-                place.note_owner(lock, self._owner.pid, is_starting=True)
-            finally:
-                os.close(lock)
-        stream = await anyio.connect_unix(place.address)
-        if not _shared_server.is_of_this_user(stream):
-            await stream.aclose()
-            raise PermissionError("another user's process is listening on the socket")
-        _connections.add(stream)
-        return stream
 
     async def _leave(self) -> None:
         self._leaving = True
@@ -301,20 +253,3 @@ class SharedInstance(ManagedInstance):
         key = [self._name, self._spec, environment, socket.gethostname(), os.getuid(), __version__]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return MeetingPoint(state_directory(None) / "shared" / f"{digest[:16]}.sock")
-
-
-_connections: weakref.WeakSet[SocketStream] = weakref.WeakSet()
-
-
-def _close_in_child() -> None:
-    """Close the connections in a forked child. If they stayed open, the instance would keep running."""
-    devnull = os.open(os.devnull, os.O_RDWR | O_CLOEXEC)
-    for stream in _connections:
-        with contextlib.suppress(OSError):
-            connection = stream.extra(SocketAttribute.raw_socket)  # noqa: S610  (anyio's, not Django's)
-            os.dup2(devnull, connection.fileno(), inheritable=False)
-    os.close(devnull)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)

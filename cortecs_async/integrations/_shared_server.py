@@ -10,37 +10,31 @@ immediately. The last connection stays open until the instance is released.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
-import os
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import anyio
-from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup
+from anyio.abc import SocketListener, SocketStream
 from attrs import asdict, define, field
 
 from .. import AsyncCortecs, InstanceHandle
 from .._platform import NO_LOCKS
+from .._sharing import lines
+from .._sharing.connections import ConnectionListener
+from .._sharing.lines import LineReader
+from .._sharing.meeting_point import MeetingPoint
+from .._sharing.owner_process import redirect_stderr
 from ._background import BackgroundInstance
 from ._managed import ManagedInstance, StartOptions, State, Unavailable, logger
-from ._meeting_point import MeetingPoint
-from ._owner_process import redirect_stderr
 
 # Seconds to wait for the first connection. The process that started this one connects immediately.
 _FIRST_CONNECTION_TIMEOUT = 10.0
-
-# Maximum bytes of a line from a process. A longer line cannot be a report.
-_LONGEST_LINE = 4096
-
-# Process id, user id and group id.
-_CREDENTIALS = struct.Struct("=iII")
 
 
 class InstanceSpec(TypedDict):
@@ -65,11 +59,11 @@ def decode(line: bytes) -> State:
 
 
 def encode_report(instance_id: str) -> bytes:
-    return json.dumps({"report": instance_id}).encode() + b"\n"
+    return lines.encode({"report": instance_id})
 
 
 def encode_touch() -> bytes:
-    return json.dumps({"touch": True}).encode() + b"\n"
+    return lines.encode({"touch": True})
 
 
 @define(eq=False)
@@ -99,8 +93,10 @@ class SharedInstanceServer:
         """Serve until the last process leaves and the instance is released."""
         async with anyio.create_task_group() as connections:
             async with self.instance, anyio.create_task_group() as listeners:
-                listeners.start_soon(self._accept, listener, connections)
-                listeners.start_soon(self._keep_files, listeners, connections)
+                accepting = ConnectionListener(
+                    self.meeting_point, self.lock, self.heartbeat, self._serve_connection, logger
+                )
+                listeners.start_soon(accepting.run, listener, connections)
                 timeout = _FIRST_CONNECTION_TIMEOUT
                 while await self._is_used_within(timeout):
                     await self._wait_until(any_users=False)
@@ -123,32 +119,7 @@ class SharedInstanceServer:
         self._changed.set()
         self._changed = anyio.Event()
 
-    async def _accept(self, listener: SocketListener, connections: TaskGroup) -> None:
-        async with listener:
-            await listener.serve(self._serve_connection, connections)
-
-    async def _keep_files(self, listeners: TaskGroup, connections: TaskGroup) -> None:
-        """Restore the socket and the lock if they are removed, so that new processes can connect.
-
-        The first time, this also writes into the lock file that the server has started.
-        """
-        while True:
-            try:
-                self.lock, listener = self.meeting_point.restore(self.lock)
-            except OSError as error:
-                logger.warning("Could not restore the files of the shared instance: %s", error)
-            else:
-                if listener is not None:
-                    logger.warning("Restored the socket of the shared instance, which had been removed")
-                    accepting = await SocketListener.from_socket(listener)
-                    listeners.start_soon(self._accept, accepting, connections)
-            await anyio.sleep(self.heartbeat)
-
     async def _serve_connection(self, stream: SocketStream) -> None:
-        if not is_of_this_user(stream):
-            logger.warning("Rejected a connection from another user's process")
-            await stream.aclose()
-            return
         self._add_users(+1)
         async with stream, anyio.create_task_group() as tasks:
             tasks.start_soon(self._send_states, stream)
@@ -161,18 +132,15 @@ class SharedInstanceServer:
             tasks.cancel_scope.cancel()
 
     async def _receive_reports(self, stream: SocketStream) -> None:
-        rest = b""
-        async for data in stream:
-            *lines, rest = (rest + data).split(b"\n")
-            rest = rest[-_LONGEST_LINE:]
-            for line in lines:
-                # An unreadable line must not stop the server, and with it the instance.
-                with contextlib.suppress(ValueError, TypeError, KeyError):
-                    message = json.loads(line)
-                    if "touch" in message:
+        reader = LineReader(stream)
+        with contextlib.suppress(anyio.EndOfStream):
+            while True:
+                for line in await reader.next_lines():
+                    message = lines.decode(line)
+                    if message.get("touch"):
                         self.instance.note_use()
-                    else:
-                        self.instance.report_id(message["report"])
+                    elif isinstance(instance_id := message.get("report"), str):
+                        self.instance.report_id(instance_id)
 
     async def _send_states(self, stream: SocketStream) -> None:
         state: State | None = None
@@ -183,26 +151,6 @@ class SharedInstanceServer:
                     state = await self.instance.state_after(state)
                 if state is not None:
                     await stream.send(encode(state))
-
-
-def is_of_this_user(stream: SocketStream) -> bool:
-    """Return whether the process at the other end of a Unix socket has this process's user id.
-
-    Linux has SO_PEERCRED; macOS and the BSDs have `getpeereid`. Other systems rely on the
-    socket's directory, which only its user can enter.
-    """
-    if sys.platform == "win32":
-        raise OSError(NO_LOCKS)
-    connection = stream.extra(SocketAttribute.raw_socket)  # noqa: S610  (anyio's, not Django's)
-    if hasattr(socket, "SO_PEERCRED"):
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        return bool(_CREDENTIALS.unpack(credentials)[1] == os.geteuid())
-    getpeereid = getattr(ctypes.CDLL(None, use_errno=True), "getpeereid", None)
-    if getpeereid is None:
-        return True
-    uid, gid = ctypes.c_uint(), ctypes.c_uint()
-    has_failed = getpeereid(connection.fileno(), ctypes.byref(uid), ctypes.byref(gid))
-    return not has_failed and uid.value == os.geteuid()
 
 
 async def _main(listener: socket.socket, lock: int, spec: InstanceSpec) -> None:

@@ -19,10 +19,11 @@ from anyio.streams.stapled import StapledObjectStream
 
 from cortecs_async import InstanceHandle, errors
 from cortecs_async._environment import import_path
+from cortecs_async._sharing import connector, owner_process
+from cortecs_async._sharing.meeting_point import MeetingPoint
 from cortecs_async.emulator import serve_emulator
-from cortecs_async.integrations import _owner_process, _shared, _shared_server
+from cortecs_async.integrations import _shared_server
 from cortecs_async.integrations._managed import Unavailable
-from cortecs_async.integrations._meeting_point import MeetingPoint
 from cortecs_async.integrations.web import NotReadyError, SharedInstance
 
 HANDLE = InstanceHandle(instance_id="i", base_url="https://host.test/v1", model="org/model", account="a")
@@ -88,7 +89,7 @@ async def test_the_folder_of_an_app_may_contain_modules_named_as_those_of_the_st
 def owner_path(monkeypatch: pytest.MonkeyPatch, path: list[str]) -> list[str]:
     """Return the `sys.path` of an owner, given that of the process that starts it."""
     monkeypatch.setattr(sys, "path", path)
-    program = _owner_process.BOOTSTRAP.partition("from cortecs_async")[0] + "print(*sys.path, sep='\\n')"
+    program = owner_process.BOOTSTRAP.partition("import importlib")[0] + "print(*sys.path, sep='\\n')"
     command = [
         sys.executable,
         "-E",
@@ -99,6 +100,7 @@ def owner_path(monkeypatch: pytest.MonkeyPatch, path: list[str]) -> list[str]:
         "1",
         "2",
         "{}",
+        "module",
         *import_path(),
     ]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
@@ -165,7 +167,7 @@ async def test_an_owner_that_dies_before_it_speaks_is_reported_with_its_last_lin
     for number in range(20):
         monkeypatch.setenv(f"SOME_KEY_{number}", f"some-key-{number}")
     monkeypatch.setenv("https_proxy", "http://user:pass%2Fword@proxy.test")
-    monkeypatch.setattr(_owner_process, "BOOTSTRAP", program)
+    monkeypatch.setattr(owner_process, "BOOTSTRAP", program)
     caplog.set_level("INFO", "cortecs_async.web")
     async with SharedInstance(MODEL, HARDWARE, pause=0.1) as shared:
         await until(lambda: not_ready(shared).reason == "failed")
@@ -177,8 +179,8 @@ async def test_an_owner_that_dies_before_it_speaks_is_reported_with_its_last_lin
 
 @pytest.mark.sockets
 async def test_a_server_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_owner_process, "_STDERR", 999)  # as after it was closed
-    monkeypatch.setattr(_owner_process, "BOOTSTRAP", "raise SystemExit('no vault')")
+    monkeypatch.setattr(owner_process, "_STDERR", 999)  # as after it was closed
+    monkeypatch.setattr(owner_process, "BOOTSTRAP", "raise SystemExit('no vault')")
     async with SharedInstance(MODEL, HARDWARE, pause=0.1) as shared:
         await until(lambda: "no vault" in not_ready(shared).detail)
 
@@ -221,7 +223,7 @@ class Owner:
         assert lock is not None
         place.note_owner(lock, 4321, is_starting=is_starting)
         os.close(lock)
-        monkeypatch.setattr(_shared, "kill_frozen", lambda pid, _: self.killed.append(pid))
+        monkeypatch.setattr(connector, "kill_frozen", lambda pid, _: self.killed.append(pid))
         to_process, from_owner = anyio.create_memory_object_stream[bytes](100)
         to_owner, from_process = anyio.create_memory_object_stream[bytes](100)
         self.streams = (to_process, from_process)
@@ -312,26 +314,26 @@ async def test_an_owner_whose_process_id_is_not_known_is_not_killed(
 def test_only_an_owner_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
     monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
-    _owner_process.kill_frozen(os.getpid(), "{}")  # another program
-    _owner_process.kill_frozen(2**22 + 1, "{}")  # no program
+    owner_process.kill_frozen(os.getpid(), "{}")  # another program
+    owner_process.kill_frozen(2**22 + 1, "{}")  # no program
     # The owner of another instance, whose id another container has noted for its own owner.
     monkeypatch.setattr(Path, "read_bytes", lambda _: owner_command("{}"))
-    _owner_process.kill_frozen(4321, '{"model_id": "other"}')
+    owner_process.kill_frozen(4321, '{"model_id": "other"}')
     assert killed == []
-    _owner_process.kill_frozen(4321, "{}")
+    owner_process.kill_frozen(4321, "{}")
     assert killed == [4321]
 
 
 def owner_command(spec: str) -> bytes:
     """Return the command line of an owner, as in /proc."""
-    arguments = ("python", "-c", _owner_process.BOOTSTRAP, "3", "4", spec, "/app", "")
+    arguments = ("python", "-c", owner_process.BOOTSTRAP, "3", "4", spec, "module", "/app", "")
     return b"\0".join(each.encode() for each in arguments)
 
 
 def test_several_processes_may_kill_the_same_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_bytes", lambda _: owner_command("{}"))
     monkeypatch.setattr(os, "kill", raise_process_lookup_error)
-    _owner_process.kill_frozen(4321, "{}")
+    owner_process.kill_frozen(4321, "{}")
 
 
 def raise_process_lookup_error(*_: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -18,23 +19,26 @@ if TYPE_CHECKING or sys.platform != "win32":
     import fcntl
 
 # In bytes.
-_LONGEST_NOTE = 32
+_LONGEST_NOTE = 160
 
-# Follows the process id of an owner that is still starting and so has not started an instance yet.
-_STARTING = b" starting"
+# The process id of the owner, a word while it is still starting and so has not started an instance yet, and
+# the name under which the instance is shared, if it has one.
+_NOTE = re.compile(rb"(\d+)( starting)?(?: name=([\w.-]+))?")
 
 
 @frozen
 class MeetingPoint:
     """A lock, which the owner holds while it runs, and a socket, on which the owner listens.
 
-    The lock file contains the process id of the owner, and whether it is still starting.
+    The lock file contains the process id of the owner, whether it is still starting, and the name.
 
     Attributes:
         address: The path of the socket. The lock is next to it.
+        name: The name under which the instance is shared, or an empty string.
     """
 
     address: Path
+    name: str = ""
 
     @property
     def _lock_name(self) -> str:
@@ -49,44 +53,70 @@ class MeetingPoint:
         """Return the descriptor of the lock, or None if another process holds it."""
         if sys.platform == "win32":
             raise OSError(NO_LOCKS)
-        with StateFolder(self.address.parent, create=True) as folder:
-            lock = folder.open(self._lock_name, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        while True:
+            with StateFolder(self.address.parent, create=True) as folder:
+                lock = folder.open(self._lock_name, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                return None
+            # Another process may have removed the file since it was opened, and others would lock a new file.
+            if self.is_held(lock):
+                return lock
             os.close(lock)
-            return None
-        return lock
+
+    def is_owned(self) -> bool:
+        """Return whether a process holds the lock."""
+        if sys.platform == "win32":
+            raise OSError(NO_LOCKS)
+        with contextlib.suppress(FileNotFoundError), StateFolder(self.address.parent) as folder:
+            lock = folder.open(self._lock_name, os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(lock)
+        return False
 
     def note_owner(self, lock: int, pid: int, *, is_starting: bool = False) -> None:
         """Write the process id of the owner into the lock file, unless the file contains anything else."""
         if sys.platform == "win32":
             raise OSError(NO_LOCKS)
-        note = str(pid).encode() + (_STARTING if is_starting else b"")
+        note = b"%d%s" % (pid, b" starting" if is_starting else b"")
+        if self.name:
+            note += b" name=" + self.name.encode()
         content = os.pread(lock, _LONGEST_NOTE, 0)
-        if content != note and (not content or content.removesuffix(_STARTING).isdigit()):
+        if content != note and (not content or _NOTE.fullmatch(content)):
             os.ftruncate(lock, 0)
             os.pwrite(lock, note, 0)
 
     def owner_pid(self) -> int | None:
         """Return the process id of the owner, or None if it is not known."""
-        pid = self._note().removesuffix(_STARTING)
-        return int(pid) if pid.isdigit() else None
+        note = self._note()
+        return int(note[1]) if note else None
 
     def owner_is_starting(self) -> bool:
         """Return whether the owner has not begun to serve and so has not started an instance yet."""
-        return self._note().endswith(_STARTING)
+        note = self._note()
+        return bool(note and note[2])
 
-    def _note(self) -> bytes:
+    def noted_name(self) -> str:
+        """Return the name under which the owner shares its instance, or an empty string."""
+        note = self._note()
+        return (note[3] or b"").decode() if note else ""
+
+    def _note(self) -> re.Match[bytes] | None:
         if sys.platform == "win32":
             raise OSError(NO_LOCKS)
         with contextlib.suppress(OSError), StateFolder(self.address.parent) as folder:
             lock = folder.open(self._lock_name, os.O_RDONLY)
             try:
-                return os.pread(lock, _LONGEST_NOTE, 0)
+                return _NOTE.fullmatch(os.pread(lock, _LONGEST_NOTE, 0))
             finally:
                 os.close(lock)
-        return b""
+        return None
 
     def listen(self) -> socket.socket:
         """Replace the socket and return a new listening one. The caller must hold the lock."""
@@ -107,6 +137,13 @@ class MeetingPoint:
         with StateFolder(self.address.parent) as folder:
             folder.remove_socket(self.address.name)
 
+    def remove(self, lock: int) -> None:
+        """Remove both files if they belong to the holder of this lock."""
+        if self.is_held(lock):
+            with StateFolder(self.address.parent) as folder:
+                folder.remove_socket(self.address.name)
+                folder.remove(self._lock_name)
+
     def restore(self, lock: int) -> tuple[int, socket.socket | None]:
         """Restore removed files, for example after a cleanup of old files. The owner calls this.
 
@@ -118,7 +155,7 @@ class MeetingPoint:
         Returns:
             The descriptor of the lock held from now on, and the new listening socket, if there is one.
         """
-        if not self._is_held(lock):
+        if not self.is_held(lock):
             new = self.try_lock()
             if new is None:
                 return lock, None
@@ -129,7 +166,8 @@ class MeetingPoint:
         # A dangling symlink counts as existing.
         return lock, None if os.path.lexists(self.address) else self.listen()
 
-    def _is_held(self, lock: int) -> bool:
+    def is_held(self, lock: int) -> bool:
+        """Return whether a lock is the one of the current lock file."""
         with contextlib.suppress(FileNotFoundError):
             path = self.address.with_name(self._lock_name)
             return os.path.samestat(os.fstat(lock), path.lstat())

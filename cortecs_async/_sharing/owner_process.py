@@ -16,20 +16,20 @@ import anyio
 
 from .._environment import import_path
 from .._platform import NO_LOCKS
-from .._secrets import Redactor, Secret
-from ._managed import logger
+from .._secrets import Hidden, Redactor, Secret
+from .owner_log import OwnerLog
 
 # The owner's imports must not depend on the app's folder, which may contain a `types.py`. So the
 # standard library comes first, then the path of this process, then what `site` adds. With `-S`, `sys.path` is
 # the standard library alone, until `site.main` runs the .pth files, which editable installs need.
 BOOTSTRAP = """
 import sys
-path = [*sys.path, *sys.argv[4:]]
+path = [*sys.path, *sys.argv[5:]]
 import site
 site.main()
 sys.path[:] = dict.fromkeys([*path, *sys.path])
-from cortecs_async.integrations._shared_server import main
-main()
+import importlib
+importlib.import_module(sys.argv[4]).main()
 """
 
 _STDERR = 2
@@ -53,7 +53,10 @@ class OwnerProcess:
     Args:
         lock: The descriptor of the lock. The owner inherits it.
         listener: The descriptor of the socket. The owner inherits it too.
-        spec: The instance, as JSON.
+        spec: The instance, as JSON. Every user of the machine can see it.
+        module: The name of the module whose `main` the owner runs.
+        logger: Receives how the owner exited.
+        job: A line for the owner's standard input, which may contain secrets.
 
     Attributes:
         pid: Its process id.
@@ -64,14 +67,25 @@ class OwnerProcess:
         OSError: If the owner process cannot be started.
     """
 
-    def __init__(self, lock: int, listener: int, spec: str) -> None:
+    def __init__(
+        self,
+        lock: int,
+        listener: int,
+        spec: str,
+        *,
+        module: str,
+        logger: OwnerLog,
+        job: Hidden[bytes] | None = None,
+    ) -> None:
         self.last_line: list[str] = []
+        self._logger = logger
+        self._job = job
         self._end: str | None = None
         # -E and -P: ignore this process's PYTHONPATH and the working directory. Both are in its path.
         flags = ["-E", "-P", "-S", *(["-s"] if sys.flags.no_user_site else [])]
         self._process = subprocess.Popen(  # noqa: S603  (this very interpreter)
-            [sys.executable, *flags, "-c", BOOTSTRAP, str(lock), str(listener), spec, *import_path()],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, *flags, "-c", BOOTSTRAP, str(lock), str(listener), spec, module, *import_path()],
+            stdin=subprocess.DEVNULL if job is None else subprocess.PIPE,
             # The owner writes its errors here once it is ready (see `redirect_stderr`).
             stdout=_STDERR if _is_open(_STDERR) else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -90,6 +104,11 @@ class OwnerProcess:
         return self._end
 
     def _watch(self) -> None:
+        if self._process.stdin is not None and self._job is not None:
+            # In this thread, because the owner may not read for a while. If it has died, see below.
+            with contextlib.suppress(OSError), self._process.stdin as stdin:
+                stdin.write(self._job.reveal())
+            self._job = None
         stream = self._process.stderr
         assert stream is not None  # noqa: S101  (for the type checker)
         output = b""
@@ -103,7 +122,7 @@ class OwnerProcess:
         secrets = _secrets()
         lines = [_one_line(line, secrets) for line in output.decode(errors="replace").splitlines()]
         if lines := list(filter(None, lines)):
-            logger.info("The owner process %s. Its output:\n%s", end, "\n".join(lines))
+            self._logger.info("The owner process %s. Its output:\n%s", end, "\n".join(lines))
         self.last_line = lines[-1:]
         self._end = end
 
