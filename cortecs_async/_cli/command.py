@@ -24,11 +24,11 @@ _NARROW = 60
 
 # Command names that people know from other tools.
 _OTHER_NAMES = {
-    **dict.fromkeys(["list", "ps", "instances", "status"], "ls"),
+    **dict.fromkeys(["list", "instances", "status"], "ls"),
     **dict.fromkeys(["delete", "del", "remove", "destroy", "terminate"], "rm"),
     **dict.fromkeys(["get", "describe", "inspect", "info"], "show"),
-    **dict.fromkeys(["create", "launch", "up"], "start"),
-    **dict.fromkeys(["kill", "down", "halt"], "stop"),
+    **dict.fromkeys(["create", "launch"], "start"),
+    **dict.fromkeys(["kill", "halt"], "stop"),
     **dict.fromkeys(["wait", "logs", "follow"], "watch"),
     **dict.fromkeys(["monitor", "dashboard"], "top"),
     **dict.fromkeys(["gpu", "gpus", "price", "prices"], "hardware"),

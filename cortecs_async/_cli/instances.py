@@ -209,8 +209,14 @@ class _Row:
     def fields(self) -> dict[str, object]:
         owner = self._owner
         kind = owner.kind if owner is not None else UNMANAGED if self._is_known else None
+        shared = (owner.shared or None) if owner is not None else None
         fields = attrs.asdict(self._instance, recurse=False)
-        return {**fields, "owner_kind": kind, "owner": None if owner is None else owner.owner}
+        return {
+            **fields,
+            "owner_kind": kind,
+            "owner": None if owner is None else owner.owner,
+            "shared": shared,
+        }
 
 
 async def _owners(client: AsyncCortecs) -> Mapping[str, Owner] | None:

@@ -19,12 +19,14 @@ from .instances import ls, rm, show, stop
 from .login import login, logout
 from .orphans import orphans, sweep
 from .run import run
+from .shared import down, ps, up, url
 from .start import restart, start
 from .top.command import top
 from .watch import watch
 
 _GROUPS = {
     "Rent and use": (run, batch, start, restart),
+    "Share by name": (up, url, ps, down),
     "Your instances": (ls, show, watch, top),
     "Clean up": (stop, rm, orphans, sweep),
     "Catalog and account": (models, hardware, balance, costs),

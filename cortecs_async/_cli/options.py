@@ -31,6 +31,11 @@ def duration(value: str) -> float:
     return seconds
 
 
+def duration_or_zero(value: str) -> float:
+    """Parse a duration that may be 0, for the `type` of an option. Return seconds."""
+    return 0.0 if value.strip() in {"0", "0s"} else duration(value)
+
+
 def amount(value: str) -> float:
     """Parse an amount of money, for the `type` of an option."""
     try:

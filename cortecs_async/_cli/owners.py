@@ -13,6 +13,9 @@ from .process_tree import command_line_of
 # No journal on this machine identifies the owner: a plain request, a person, or another machine started it.
 UNMANAGED = "unmanaged"
 
+# The characters of a shared instance's name in the short form.
+_SHORT_NAME = 9
+
 # Python options that take a value as the next word.
 _PYTHON_VALUES = {"-W", "-X"}
 
@@ -30,17 +33,25 @@ def describe_owner(owner: Owner | None) -> str:
         until = "until released" if owner.expires_at is None else f"until {format_time(owner.expires_at)}"
         return f"{place}, {until}"
     process = f"{place}, pid {pid}"
+    if owner.shared:
+        process = f"{process} (shared as {owner.shared})"
     if owner.kind == "orphan":
         return f"left behind by {process}"
+    if owner.shared:
+        return process
     program = program_name(command_line_of(int(pid))) if is_here and pid.isdecimal() else ""
     return f"{process} ({program})" if program else process
 
 
 def short_owner_words(owner: Owner | None) -> str:
-    """Describe an owner in at most 11 characters, if its process id is not longer than 7 digits."""
+    """Describe an owner in at most 16 characters: 11 if it is not shared and its id has at most 7 digits."""
     if owner is None:
         return UNMANAGED
     words = {"mine": "this top", "held": "acquired", "orphan": "left behind"}
+    if owner.shared and owner.kind == "process":
+        # Its process id says nothing to the people who share it.
+        name = owner.shared
+        return f"shared {name if len(name) <= _SHORT_NAME else f'{name[: _SHORT_NAME - 1]}…'}"
     return words.get(owner.kind) or f"pid {_host_and_pid(owner)[1]}"
 
 

@@ -35,7 +35,7 @@ _START_FIELD = 19
 # the reapers, which release instances, and the owners of shared instances.
 _HELPERS = (
     "from cortecs_async._recovery.reaper import",
-    "from cortecs_async.integrations._shared_server import",
+    "importlib.import_module(sys.argv[4]).main()",
 )
 
 

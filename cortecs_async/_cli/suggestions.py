@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from .. import _hints
 
 # Minimum similarity (0 to 1), and maximum distance from the best match.
-_LEAST, _WORSE = 0.6, 0.1
+_LEAST, _WORSE = 0.62, 0.1
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

@@ -40,6 +40,8 @@ _PHRASES: tuple[tuple[str, str], ...] = (
     ),
     (r"Call `client\.sweep\(\)` in this process, or delete it", "Delete it"),
     (r" or client\.sweep\(\)", ""),
+    (r"force=True to end their blocks too", "--force to end it anyway"),
+    (r"force=True", "--force"),
     (r"`?client\.sweep\(\)`?", "`cortecs-async sweep`"),
     (r", or accept this risk with AsyncCortecs\(guard=\"off\"\)", ""),
     (r"inst\.openai\(\) fails (after billing has started).*require_key=False", r"requests fail \1"),
@@ -61,6 +63,7 @@ _ARGUMENTS: tuple[tuple[str, str], ...] = (
     (r"client_secret(?= (?:must|contains|is|are)\b|:)", "CORTECS_CLIENT_SECRET"),
     ("api_base_url", "CORTECS_API_BASE_URL"),
     (r"(instance|model|hardware)(?:_type)?_id(?= )", r"\1 id"),
+    (r"linger(?= is )", "--linger"),
     (r"(instances|concurrency)(?==)", r"--\1"),
     *_OPTIONS.items(),
 )

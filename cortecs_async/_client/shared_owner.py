@@ -32,7 +32,7 @@ from .._sharing.connections import ConnectionListener
 from .._sharing.info import SharedInfo
 from .._sharing.meeting_point import MeetingPoint
 from .._sharing.owner_log import EventLog
-from .._sharing.owner_process import redirect_stderr
+from .._sharing.owner_process import follow_starter
 from .._sharing.server import SharedServer
 from .client import AsyncCortecs
 
@@ -100,8 +100,10 @@ async def _main(listener: socket.socket, lock: int, job: Hidden[dict[str, Any]])
         server = new_server(client, job, os.getpid(), time.time())
         accepting = ConnectionListener(place, lock, server.heartbeat, server.serve_connection, EventLog())
         opened = await SocketListener.from_socket(listener)
-        redirect_stderr()
-        await server.serve(accepting, opened)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow_starter)
+            await server.serve(accepting, opened)
+            tasks.cancel_scope.cancel()
 
 
 def _read_job() -> Hidden[dict[str, Any]] | None:

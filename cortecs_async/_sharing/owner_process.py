@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import anyio
 
 from .._environment import import_path
-from .._platform import NO_LOCKS
+from .._platform import NO_LOCKS, O_CLOEXEC
 from .._secrets import Hidden, Redactor, Secret
 from .owner_log import OwnerLog
 
@@ -130,6 +130,18 @@ class OwnerProcess:
 def redirect_stderr() -> None:
     """In the owner, write errors from now on to the stderr of the process that started it."""
     os.dup2(1, _STDERR)
+
+
+def discard_output() -> None:
+    """In the owner, discard all errors from now on.
+
+    If it kept the stderr of the process that started it, a program that reads the output of that process
+    would wait until this one exits.
+    """
+    devnull = os.open(os.devnull, os.O_WRONLY | O_CLOEXEC)
+    for number in (1, _STDERR):
+        os.dup2(devnull, number)
+    os.close(devnull)
 
 
 def kill_frozen(pid: int, spec: str) -> None:

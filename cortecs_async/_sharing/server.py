@@ -53,6 +53,7 @@ class SharedServer:
         heartbeat: Seconds between two lines to a process.
         new_lease: Returns the lease, given a callback for its progress.
         info: What is known before the instance is usable.
+        on_keep: Called when a process asks to keep the instance.
         state: The state of the instance.
     """
 
@@ -63,6 +64,7 @@ class SharedServer:
     heartbeat: float
     new_lease: Callable[[ProgressCallback], InstanceLease]
     info: SharedInfo
+    on_keep: Callable[[], object] = lambda: None
     state: State = field(factory=Starting)
     _lease: InstanceLease = field(init=False)
     _holders: dict[object, int] = field(factory=dict)
@@ -232,7 +234,8 @@ class SharedServer:
     def _receive(self, message: dict[str, object]) -> None:
         if message.get("touch"):
             self._touch()
-        if message.get("keep"):
+        if message.get("keep") and not self._is_kept:
+            self.on_keep()
             self._is_kept = True
             self._changed.notify()
 

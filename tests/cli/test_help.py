@@ -76,7 +76,7 @@ def test_an_example_wraps_into_a_command_for_a_shell() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "suggested"),
-    [("list", "ls"), ("delete", "rm"), ("ps", "ls"), ("sart", "start"), ("Stop", "stop")],
+    [("list", "ls"), ("delete", "rm"), ("instances", "ls"), ("sart", "start"), ("Stop", "stop")],
 )
 def test_an_unknown_command_suggests_the_nearest(typed: str, suggested: str) -> None:
     done = call_command(typed)

@@ -20,7 +20,8 @@ NOT_SHOWN = {"_cli", "_credentials.py", "_hint_tables.py", "_hints.py", "emulato
 ONLY_IN_PROGRAMS = re.compile(
     r"[Tt]his AsyncCortecs |<AsyncCortecs |never closed|transport='aiohttp'|credential_provider|http_client|"
     r"\(pass a query as params=\)|client\.instances\.start or|[Tt]his lease |Listing\(|"
-    r"disabled \((journal|guard)=|timedelta\(|anonymous=True|require_key=True|either profile or|<progress "
+    r"disabled \((journal|guard)=|timedelta\(|anonymous=True|require_key=True|either profile or|<progress |"
+    r"[Tt]his block (has|was)|shared lease cannot be pickled|shared instance needs a client with"
 )
 
 # Words of the library: a method of the client, a keyword, the name of an argument.

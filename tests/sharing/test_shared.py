@@ -480,7 +480,10 @@ async def _enter(lease: SharedLease) -> None:
 async def test_a_kept_instance_needs_no_process(sharing: Sharing) -> None:
     async with sharing() as (emu, machine, client):
         async with shared(client, linger=0, max_lifetime="5h") as inst:
+            kept: list[str] = []
+            machine.owners[0].on_keep = lambda: kept.append("kept")
             await inst.keep()
+            assert kept == ["kept"]
         await anyio.sleep(3600)
         assert machine.owners[0]._info_now().state == "kept"
         async with shared(client, linger=0, max_lifetime="5h"):

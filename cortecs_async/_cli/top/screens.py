@@ -28,6 +28,7 @@ Owners, according to the journals
 on this machine:
 this top     top is releasing it
 pid 123      a running process
+shared dev   shared by processes as dev
 acquired     expires at a set time
 left behind  its process died; run
              `cortecs-async sweep`

@@ -196,8 +196,11 @@ def details(instance: Instance | None, snapshot: Snapshot, now: float) -> Text:
 
 
 def owner_text(instance: Instance, snapshot: Snapshot) -> str:
-    kind = snapshot.owner_kind(instance)
-    return f"{describe_owner(snapshot.owners.get(instance.instance_id))}: {_OWNER_MEANINGS[kind]}"
+    kind, owner = snapshot.owner_kind(instance), snapshot.owners.get(instance.instance_id)
+    meaning = _OWNER_MEANINGS[kind]
+    if owner is not None and owner.shared and kind == "process":
+        meaning = f"`cortecs-async down {owner.shared}` releases it"
+    return f"{describe_owner(owner)}: {meaning}"
 
 
 def warning(action: str, instance: Instance, snapshot: Snapshot) -> str:
