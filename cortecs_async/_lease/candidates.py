@@ -14,7 +14,7 @@ from functools import partial
 import anyio
 
 from .._api.domain import InstanceArgs
-from .._api.waiting import call_back
+from .._api.waiting import report_progress
 from .._errors import CapacityTimeoutError, RequestError
 from .._hints import any_of
 from .._logging import Event, log
@@ -163,7 +163,7 @@ async def _wait_for_turn(
             report_at = now + _REPORT_INTERVAL
             progress = waiting_progress(options.args, waiter.wanted, selection.waited)
             with anyio.CancelScope(deadline=state.on_loop(deadline)):
-                await call_back(options.on_progress, progress)
+                await report_progress(options.on_progress, progress)
         with anyio.CancelScope(deadline=state.on_loop(min(deadline, report_at))):
             offer = await queue.wait_for_turn(waiter)
             selection.waited = state.now() - entered

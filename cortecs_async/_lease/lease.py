@@ -244,6 +244,9 @@ class InstanceLease(LeaseView):
         """Return the lease's only release. `cause` is the error that ends the lease."""
         if self._running_release is None:
             verdict = None if self._watchdog is None else self._watchdog.verdict
+            if self._watchdog is not None and on_exit != self._options.on_exit:
+                # Otherwise, a failed or interrupted release would leave the instance running.
+                provisioning.revoke_hand_over(self._state)
             self._state.outcome = outcome_of(self._state, cause, verdict)
             self._running_release = Release(
                 self._services,

@@ -119,7 +119,7 @@ def interval_cost(price: Price, args: InstanceArgs) -> float:
 
 def hourly_cost(price: Price, args: InstanceArgs) -> float:
     """Return the cost of an hour for all workers, with the billing interval of `args`."""
-    return interval_cost(price, args) * 3600.0 / _interval_seconds(args.billing_interval)
+    return interval_cost(price, args) * 3600.0 / interval_seconds(args.billing_interval)
 
 
 def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price | None) -> Receipt:

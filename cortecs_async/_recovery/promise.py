@@ -69,6 +69,13 @@ class Promise:
         ends = [each for each in limits if each is not None and self.instance_id is not None]
         return min(ends) + grace if ends else None
 
+    @property
+    def is_idle_first(self) -> bool:
+        """Whether `idle_at` comes before `expires_at`, so that it ends an instance whose owner lives."""
+        if self.idle_at is None or self.held:
+            return False
+        return self.expires_at is None or self.idle_at <= self.expires_at
+
     def is_due(self, now: float, *, owner_lives: bool, grace: float = 0.0) -> bool:
         """Return whether another process should fulfill the promise at a Unix time."""
         due_at = self.due_at(owner_lives=owner_lives, grace=grace)

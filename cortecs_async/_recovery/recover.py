@@ -29,7 +29,7 @@ from .._environment import VARIABLES
 from .._errors import ClientClosedError, ConfigurationError, TeardownError
 from .accounts import settings_of
 from .claims import ForeignClaims, collect_foreign_claims
-from .cost_lines import line_of_promise
+from .cost_lines import CostOutcome, line_of_promise
 from .journal import foreign_states, open_promises
 from .ledger import CostLedger, ledger_directory
 from .locks import decision_lock
@@ -158,9 +158,11 @@ class Recovery:
 
     def _close(self, pending: PendingPromise, instance_id: str, *, stopped_at: float | None) -> None:
         promise, now = pending.promise, self.wall_clock()
-        # While the owner lives, its reaper takes what the owner gave up, and what has expired.
+        # While the owner lives, its reaper takes what the owner gave up, and what has reached a limit.
         owner_lives = self.writer == "reaper" and not pending.state.is_orphaned
-        is_expired = promise.held or (owner_lives and not promise.abandoned)
+        outcome: CostOutcome = "recovered"
+        if promise.held or (owner_lives and not promise.abandoned):
+            outcome = "idle" if promise.is_idle_first else "expired"
         with contextlib.suppress(Exception):  # a promise in an unusable form must still be closed
             line = line_of_promise(
                 promise,
@@ -168,7 +170,7 @@ class Recovery:
                 ended_at=now if stopped_at is None else now - (anyio.current_time() - stopped_at),
                 # The reaper has watched the instance, but a sweep may find that it has been gone for days.
                 is_end_known=stopped_at is not None or self.writer == "reaper",
-                outcome="expired" if is_expired else "recovered",
+                outcome=outcome,
                 written_by=self.writer,
             )
             if line is not None:

@@ -63,6 +63,8 @@ class Actor:
         killed_at: The time when it was killed. Infinite if it was not.
         steps: The number of steps so far: requests, responses, and writes before and after.
         network: Its connections.
+        asked: The number of its requests for what is available.
+        probed: The number of its requests to endpoints.
     """
 
     def __init__(self, world: Simulation, machine: Machine, kills: Iterable[Kill] = ()) -> None:
@@ -71,6 +73,8 @@ class Actor:
         self.killed_at = math.inf
         self.steps = 0
         self.network = Network(world, self)
+        self.asked = self.probed = 0
+        self._hung_until = -math.inf
         self._kills = [kill for kill in kills if kill.step is not None]
 
     @property
@@ -85,6 +89,19 @@ class Actor:
         for kill in self._kills:
             if kill.step == self.steps:
                 self.world.kill(kill)
+
+    @property
+    def is_hanging(self) -> bool:
+        return self.is_alive and anyio.current_time() < self._hung_until
+
+    def hang(self, seconds: float) -> None:
+        """Block its event loop: from now on, nothing that it does has an effect."""
+        self._hung_until = max(self._hung_until, anyio.current_time() + seconds)
+
+    async def unblocked(self) -> None:
+        """Wait until its event loop is not blocked, or it was killed."""
+        while self.is_hanging:  # noqa: ASYNC110
+            await anyio.sleep(min(self._hung_until - anyio.current_time(), 1.0))
 
     def kill(self) -> None:
         """End it without running any of its own code."""
@@ -111,6 +128,7 @@ async def run_inline(work: Callable[[], T], /) -> T:
     await anyio.lowlevel.checkpoint()
     try:
         with anyio.CancelScope(shield=True):
+            await actor.unblocked()
             await anyio.sleep(0.001)
     finally:
         if not actor.is_alive:
@@ -118,6 +136,21 @@ async def run_inline(work: Callable[[], T], /) -> T:
         result = work()
         actor.step()
     return result
+
+
+def run_in_background(work: Callable[[], object]) -> None:
+    """Run blocking work of the current actor, at once unless its event loop is blocked."""
+    actor = current_actor.get()
+
+    async def run_later() -> None:
+        await actor.unblocked()
+        if actor.is_alive:
+            work()
+
+    if actor.is_hanging:
+        actor.world.tasks.start_soon(run_later)
+    else:
+        work()
 
 
 class ProcessActor(Actor):

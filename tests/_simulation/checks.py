@@ -6,11 +6,17 @@
 4. Every wait ends within its time.
 5. No two leases have the same instance.
 6. No promise remains in a journal, except for what is left and was said to be.
+7. No lease tries the next hardware type after a start whose outcome it does not know.
+8. A client that waits for capacity sends one start request at a time, and promises nothing before it has seen
+   capacity.
+9. A lease ends as idle if it was not used, and only then. The instance of a program that hangs ends, too.
+10. The cost ledger has one entry for each instance that was released, and none for others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,21 +24,24 @@ from typing import TYPE_CHECKING
 
 import anyio
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from cortecs_async import errors
 from cortecs_async._api.polling import ABSENCE_SPAN
+from cortecs_async._recovery.cost_lines import LeaseCost
 from cortecs_async._recovery.journal import read_journals
+from cortecs_async._recovery.ledger import CostLedger, ledger_directory
+from cortecs_async._recovery.reaper import GRACE
 
-from .data import ADOPTION_WINDOW, REQUEST_TIMEOUT, StartSpec
+from .data import ADOPTION_WINDOW, Lease, StartSpec
 from .history import OTHER_USER, LeaseHistory, SentStart, notes
 from .program import (
-    PRICE_TIMEOUT,
     SLACK,
     Program,
     most_seconds,
     most_seconds_after_cancel,
     most_seconds_to_release,
+    most_seconds_to_start,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +63,12 @@ RELEASE_WINDOW = ABSENCE_SPAN
 BASELINE_AGE = 1.0
 # Seconds that a process needs to record a response.
 TO_RECORD = 0.5
+
+# Seconds for which a turn keeps other waiting leases of the client waiting.
+LONGEST_TURN = 60.0
+
+# Seconds by which a lease may end as idle too early or too late.
+IDLE_TOLERANCE = 5.0
 
 # Errors that a lease can raise before its body because of the service.
 _START_ERRORS = (errors.RequestError, errors.StartTimeoutError, errors.AmbiguousStartError)
@@ -113,7 +128,8 @@ class Checker:
         }
         for name, sent in self._created.items():
             lease = sent.lease
-            own = _Instance(lease.plan.spec, lease.machine, lengths[name], [sent.executed_at], sent)
+            spec = evolve(lease.plan.spec, hardware=_hardware_of(sent))
+            own = _Instance(spec, lease.machine, lengths[name], [sent.executed_at], sent)
             self._instances[name] = own
         self._excuses = self._find_excuses()
         self._ambiguous: set[str] = set()
@@ -133,8 +149,12 @@ class Checker:
                 self._check_body(history)
         self._check_own_instances()
         self._check_duplicates()
+        self._check_candidates()
+        self._check_waits()
+        self._check_idle()
         self._check_clean_exits()
         self._check_journals()
+        self._check_costs()
         for program in run.programs:
             if program.actor.is_alive:
                 self._check_end(program)
@@ -152,6 +172,11 @@ class Checker:
                 each.reaper.state.is_orphaned for process in run.processes for each in process.reapers
             ),
             "with a foreign instance": bool(run.foreign),
+            "with a wait for capacity": any(each.turns for each in run.histories),
+            "with an idle lease": any(
+                isinstance(each.exit_error, errors.LeaseIdleError) for each in run.histories
+            ),
+            "with a probe": any(each.probed for each in run.processes),
             "bodies": sum(each.body_at is not None for each in run.histories),
             "starts without a response": sum(each.response is None for each in run.starts),
             "swept": sum(orphan.state == "released" for orphans in run.orphans for orphan in orphans),
@@ -332,7 +357,8 @@ class Checker:
             case "stop":
                 return {"stopped"}
             case "keep":
-                return {"running"}
+                # A lease that ends as idle deletes its instance.
+                return {"deleted", "running"} if _may_be_idle(holder) else {"running"}
             case None:
                 is_limited = holder.plan.max_lifetime is not None
                 return {"deleted"} if is_limited or holder.has_released else {"deleted", "running", "stopped"}
@@ -346,6 +372,73 @@ class Checker:
                         self._run.problem(
                             f"a promise remains in {path.name} of machine {machine.index}: {name}"
                         )
+
+    # -- 10: the cost ledger
+
+    def _check_costs(self) -> None:
+        for machine in self._run.machines:
+            ledger = CostLedger(ledger_directory(machine.state / "journal"))
+            content = ledger.read(self._run.emulator.api_base_url)
+            if content.num_unreadable:
+                self._run.problem(f"the ledger of machine {machine.index} has unreadable lines")
+            entries: dict[str, list[LeaseCost]] = {}
+            for each in content.leases:
+                entries.setdefault(each.instance_id, []).append(each)
+            for instance_id in {*entries, *self._created}:
+                self._check_cost(machine.index, instance_id, entries.get(instance_id, []))
+
+    def _check_cost(self, machine: int, instance_id: str, entries: Sequence[LeaseCost]) -> None:
+        run = self._run
+        instance = self._instances.get(instance_id)
+        if self._may_mistake(machine, instance_id) or instance_id in self._excuses.ids | self._excuses.late:
+            return
+        sent = None if instance is None or instance.machine != machine else instance.sent
+        if sent is None:
+            if entries:
+                run.problem(f"machine {machine} has a cost for {instance_id}, which it did not start")
+            return
+        status = self._ledger[instance_id].status
+        if status not in {"stopped", "deleted"} or instance_id in self._ambiguous:
+            return
+        if len(entries) != 1:
+            run.problem(f"{instance_id} has {len(entries)} costs in the ledger of machine {machine}")
+            return
+        entry = entries[0]
+        holder = next((each for each in run.histories if each.instance_id == instance_id), None)
+        project = (holder or sent.lease).plan.project or ""
+        # Without a holder, it was never usable, or its start was repeated before it appeared.
+        outcomes = {"failed", "cancelled", "expired", "lost", "recovered"}
+        if holder is not None or not self._was_left(sent.lease):
+            outcomes = self._outcomes(holder or sent.lease)
+        if entry.project != project and not self._is_shared(sent):
+            run.problem(f"the cost of {instance_id} is for project {entry.project!r}, not {project!r}")
+        if entry.outcome not in outcomes and not self._is_shared(sent):
+            run.problem(f"the cost of {instance_id} has the outcome {entry.outcome}, not {sorted(outcomes)}")
+
+    def _is_shared(self, sent: SentStart) -> bool:
+        """Return whether another start may have got this one's instance."""
+        unresolved = [each for each in [*self._run.starts, *self._never_sent()] if self._is_unresolved(each)]
+        return any(each.lease is not sent.lease and self._may_swap(each, sent) for each in unresolved)
+
+    def _outcomes(self, history: LeaseHistory) -> set[str]:
+        """Return the outcomes that the ledger may have for an instance that is no longer billed."""
+        others = {"recovered", "lost"}
+        error = history.exit_error
+        if not self._was_left(history) or math.isinf(history.left_at):
+            return {*others, "released", "stopped", "cancelled", "failed", "idle", "expired"}
+        if history.body_at is None:
+            return {*others, "failed", "cancelled", "expired"}
+        if history.plan.on_exit is None:
+            limits = set[str]() if history.plan.max_lifetime is None else {"expired"}
+            return {*others, *limits, "released"}
+        outcomes = {"stopped" if history.plan.on_exit == "stop" else "released"}
+        if isinstance(error, errors.LeaseIdleError):
+            outcomes = {"idle"}
+        elif _may_be_idle(history) or (history.plan.idle_timeout and self._hung_seconds(history)):
+            outcomes.add("idle")
+        if self._may_have_been_reaped(history):
+            outcomes |= {"idle", *others}
+        return outcomes | others if history.may_leave_instance else outcomes
 
     # -- 2: instances that are not ours
 
@@ -462,9 +555,74 @@ class Checker:
                 until = max(until, math.inf if is_open else history.left_at)
         return clusters
 
+    # -- 7 to 9: the next hardware type, capacity, and idle leases
+
+    def _check_candidates(self) -> None:
+        for history in self._run.histories:
+            starts = [each for each in self._run.starts if each.lease is history]
+            for number, sent in enumerate(starts):
+                unknown = [each for each in starts[:number] if each.response != "refused"]
+                if any(each.hardware != sent.hardware for each in unknown):
+                    self._run.problem(
+                        f"{history.name} tried {sent.hardware} after a start with an unknown outcome"
+                    )
+
+    def _check_waits(self) -> None:
+        run = self._run
+        turns = [(each, at) for each in run.histories for at in each.turns]
+        for (one, at), (other, later) in itertools.permutations(turns, 2):
+            # After a minute, a turn no longer keeps others waiting.
+            starts = [each for each in run.starts if each.lease is one and at <= each.at <= later]
+            if (
+                one.process == other.process
+                and at < later < at + LONGEST_TURN
+                and any(later < each.ended_at for each in starts)
+                and any(each.lease is other and later <= each.at for each in run.starts)
+            ):
+                run.problem(f"{one.name} and {other.name} sent start requests in the same turn")
+
+    def _check_idle(self) -> None:
+        for history in self._run.histories:
+            timeout = history.plan.idle_timeout if history.plan.on_exit is not None else None
+            if timeout is None or history.body_ended_at is None or self._is_excused(history):
+                continue
+            ended_at = history.body_ended_at
+            idle = ended_at - history.used_at
+            if self._hung_seconds(history) > 0:
+                # A program cannot use an instance while it hangs, nor afterward if it was idle too long.
+                self._check_hung(history, timeout)
+                continue
+            is_idle = isinstance(history.exit_error, errors.LeaseIdleError)
+            if is_idle and idle < timeout - IDLE_TOLERANCE:
+                self._run.problem(f"{history.name} ended as idle {idle:g} s after it was used")
+            # A cancelled body ends once the leases in it are released.
+            waits = any(
+                each is not history and each.process == history.process and ended_at - 1.0 < each.left_at
+                for each in self._run.histories
+            )
+            if idle > timeout + IDLE_TOLERANCE and self._was_left(history) and not waits:
+                self._run.problem(f"{history.name} was idle for {idle:g} s")
+
+    def _check_hung(self, history: LeaseHistory, timeout: float) -> None:
+        """Check that the reaper ends the instance of a program that hangs."""
+        run, instance_id = self._run, history.instance_id or ""
+        # The reaper may hear of the last use late, by a quarter of the timeout, and waits for the owner.
+        due_at = history.hung_at + timeout * 1.25 + GRACE + IDLE_TOLERANCE
+        may_fail = (
+            bool(run.plan.faults or run.plan.outages or run.plan.kills) or run.plan.rotated_at is not None
+        )
+        has_reaper = run.processes[history.process].plan.guard and history.plan.on_exit in {"delete", "stop"}
+        if history.hung_until <= due_at or may_fail or not has_reaper:
+            return
+        stopped_at = self._ledger[instance_id].stopped_at
+        if stopped_at is None or stopped_at > due_at + run.plan.service.stop_seconds + self._lag:
+            run.problem(
+                f"{instance_id} of a program that hung at {history.hung_at:g} s stopped at {stopped_at}"
+            )
+
     # -- 4, and the exceptions
 
-    def _check_exception(self, history: LeaseHistory) -> None:
+    def _check_exception(self, history: LeaseHistory) -> None:  # noqa: C901  (one case a line)
         """Check the exception that the lease raised."""
         raised, body_error = history.exit_error, history.body_error
         cancelled = asyncio.CancelledError if self._run.backend == "asyncio" else trio.Cancelled
@@ -473,13 +631,14 @@ class Checker:
         elif math.isinf(history.left_at):
             problem = "was never exited"
         elif history.body_at is None:
-            may_expire = (
-                isinstance(raised, errors.LeaseExpiredError) and history.plan.max_lifetime is not None
-            )
-            is_expected = may_expire or isinstance(raised, (cancelled, *_START_ERRORS))
+            is_expected = isinstance(raised, (cancelled, *_expected_at_start(history.plan)))
             problem = "" if is_expected else "failed to start"
         elif isinstance(body_error, Exception):
             problem = "" if raised is body_error else f"had {body_error!r} in its body"
+        elif isinstance(raised, errors.LeaseIdleError) and history.plan.idle_timeout is not None:
+            problem = ""  # see `_check_idle`
+        elif isinstance(raised, errors.InstanceLostError) and self._may_have_been_reaped(history):
+            problem = ""
         elif body_error is not None:
             problem = "" if isinstance(raised, cancelled) or raised is body_error else "was cancelled"
         elif isinstance(raised, errors.TeardownError):
@@ -502,16 +661,27 @@ class Checker:
 
     def _check_timeouts(self, history: LeaseHistory) -> None:
         plan = history.plan
-        start = plan.start_timeout + REQUEST_TIMEOUT + PRICE_TIMEOUT + SLACK
+        start = most_seconds_to_start(plan) + SLACK + self._hung_seconds(history)
         if history.body_at is None:
             late = history.left_at - history.entered_at - start - plan.teardown_timeout
         else:
             late = max(
                 history.body_at - history.entered_at - start,
-                history.left_at - (history.body_ended_at or math.inf) - most_seconds_to_release(plan),
+                history.left_at
+                - (history.body_ended_at or math.inf)
+                - most_seconds_to_release(plan)
+                - self._hung_seconds(history),
             )
         if late > 0:
             self._run.problem(f"{history.name}: it took {late:g} s longer than its timeouts allow")
+
+    def _hung_seconds(self, history: LeaseHistory) -> float:
+        """Return the seconds for which all bodies of a process may have blocked its event loop."""
+        return sum(each.hangs for each in self._run.processes[history.process].plan.leases)
+
+    def _may_have_been_reaped(self, history: LeaseHistory) -> bool:
+        """Return whether the reaper may have ended the instance, because the program hung for too long."""
+        return history.plan.idle_timeout is not None and self._hung_seconds(history) > 0
 
     def _check_end(self, program: Program) -> None:
         run, name = self._run, f"process {program.actor.index}"
@@ -540,14 +710,40 @@ class Checker:
             run.problem(f"{name} continued after its cancellation")
 
 
+def _expected_at_start(plan: Lease) -> tuple[type[Exception], ...]:
+    """Return the errors that a lease can raise before its body."""
+    expected: list[type[Exception]] = [*_START_ERRORS]
+    if plan.max_lifetime is not None:
+        expected.append(errors.LeaseExpiredError)
+    if plan.hardware or plan.max_price_per_hour is not None:
+        expected += [errors.InvalidArgumentError, errors.PriceUnknownError]
+    if plan.capacity_timeout is not None:
+        expected.append(errors.CapacityTimeoutError)
+    if plan.ready != "status":
+        expected += [errors.EndpointError, errors.ConfigurationError]
+    return tuple(expected)
+
+
+def _may_be_idle(history: LeaseHistory) -> bool:
+    """Return whether a lease was not used for so long that it may have ended as idle."""
+    timeout = history.plan.idle_timeout
+    ended_at = math.inf if history.body_ended_at is None else history.body_ended_at
+    return timeout is not None and ended_at - history.used_at >= timeout - IDLE_TOLERANCE
+
+
 def _fits(instance: _Instance, sent: SentStart) -> bool:
     """Return whether a start could have created an instance, judging by the arguments."""
-    actual, wanted = instance.spec, sent.lease.plan.spec
+    actual, wanted = instance.spec, _hardware_of(sent)
     return (
-        actual.model == wanted.model
-        and (None in {actual.hardware, wanted.hardware} or actual.hardware == wanted.hardware)
+        actual.model == sent.lease.plan.spec.model
+        and (None in {actual.hardware, wanted} or actual.hardware == wanted)
         and sent.context_length in {None, instance.context_length}
     )
+
+
+def _hardware_of(sent: SentStart) -> str | None:
+    """Return the hardware type of a start, or None for any."""
+    return sent.hardware if sent.lease.plan.hardware else sent.lease.plan.spec.hardware
 
 
 def _said_doubles(history: LeaseHistory) -> int:

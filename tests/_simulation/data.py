@@ -18,6 +18,7 @@ Backend = Literal["asyncio", "trio"]
 REQUEST_TIMEOUT = 30.0
 ADOPTION_WINDOW = 60.0
 
+HARDWARE = ("NVIDIA_L40S_1", "NVIDIA_H100_1", "NVIDIA_L4_1")
 EIGHT_B, SEVEN_B = "meta-llama/Llama-3.1-8B-Instruct", "mistralai/Mistral-7B-Instruct-v0.3"
 
 
@@ -69,6 +70,16 @@ class Lease:
         handled: Whether the caller catches the exceptions of the lease.
         attempts: How many times the caller enters it, 20 s apart, while the service has no capacity.
         cancel: Cancels only this lease.
+        hardware: The allowed hardware types in order of preference, or `("cheapest",)`. Empty for the one of
+            `spec`.
+        max_price_per_hour: The argument of the lease.
+        capacity_timeout: The argument of the lease, in seconds.
+        ready: The argument of the lease.
+        idle_timeout: The argument of `instance`, in seconds.
+        use: How the body uses the instance while it sleeps: `touch`, calls of `map`, or not at all.
+        use_interval: Seconds between two touches, or of a call of `map`.
+        hangs: Seconds for which the body blocks the event loop of its process, after `sleep_before`.
+        project: The argument of the lease.
     """
 
     depth: int = 0
@@ -86,6 +97,20 @@ class Lease:
     handled: bool = True
     attempts: int = 1
     cancel: Cancel | None = None
+    hardware: tuple[str, ...] = ()
+    max_price_per_hour: float | None = None
+    capacity_timeout: float | None = None
+    ready: Literal["status", "models", "answer"] = "status"
+    idle_timeout: float | None = None
+    use: Literal["touch", "map", "nothing"] = "nothing"
+    use_interval: float = 5.0
+    hangs: float = 0.0
+    project: str | None = None
+
+    @property
+    def hardware_type_id(self) -> str | tuple[str, ...] | None:
+        """The argument of the lease."""
+        return "cheapest" if self.hardware == ("cheapest",) else self.hardware or self.spec.hardware
 
 
 @frozen
@@ -123,14 +148,15 @@ class Kill:
         step: Kill before or after this number of requests and writes by the process or, for "reaper", by its
             reaper. None to use `after`.
         after: Seconds from the beginning of the process, or from the awaited event.
-        waits_for: A start without a response ("unresolved"), or a rejected one.
+        waits_for: A start without a response ("unresolved"), or a rejected one; a process that waits for
+            capacity; or one that probes its endpoint.
     """
 
     what: Literal["process", "reaper", "both", "machine"] = "process"
     process: int = 0
     step: int | None = None
     after: float = 0.0
-    waits_for: Literal["unresolved", "refusal"] | None = None
+    waits_for: Literal["unresolved", "refusal", "waiting", "probe"] | None = None
 
 
 @frozen
@@ -165,6 +191,23 @@ class Outage:
 
 
 @frozen
+class Shortage:
+    """A time, in seconds, during which there is no capacity, or the list of what is available is wrong.
+
+    "none" lists nothing and rejects starts, "listed" lists what it rejects, and "hidden" lists nothing but
+    accepts starts.
+
+    Attributes:
+        hardware: The hardware type, or None for all.
+    """
+
+    begins_at: float
+    duration: float
+    kind: Literal["none", "listed", "hidden"] = "none"
+    hardware: str | None = None
+
+
+@frozen
 class ForeignAction:
     """Another user of the account, on a machine without journals, starts or changes an instance.
 
@@ -184,7 +227,7 @@ class ForeignAction:
 
 @frozen
 class Service:
-    """The options of the emulator."""
+    """The options of the emulator, and for how many hardware types it shows prices."""
 
     step_seconds: float = 1.0
     stop_seconds: float = 0.0
@@ -201,6 +244,8 @@ class Service:
     status_words: tuple[tuple[str, str], ...] = ()
     error_body: str = "message"
     entries: tuple[Any, ...] = ()
+    endpoint_lag: float = 0.0
+    prices: Literal["all", "some", "none"] = "all"
 
 
 @frozen
@@ -214,6 +259,7 @@ class World:
         foreign: The actions of another user during the run.
         faults: The faults of the service.
         outages: The outages of the service.
+        shortages: The times without capacity.
         clocks: For each machine, the seconds by which its clock is ahead.
         rotated_at: The time when the client secret is replaced, in seconds, or None. Tokens stay valid.
         pause_before_sweep: Seconds from the end of the processes and reapers to the last sweeps.
@@ -227,6 +273,7 @@ class World:
     foreign: tuple[ForeignAction, ...] = ()
     faults: tuple[Fault, ...] = ()
     outages: tuple[Outage, ...] = ()
+    shortages: tuple[Shortage, ...] = ()
     clocks: tuple[float, ...] = (0.0, 0.0)
     rotated_at: float | None = None
     pause_before_sweep: float = 500.0
@@ -346,9 +393,29 @@ _specs = st.builds(
 )
 
 
-def _leases(kinds: Sequence[StartSpec]) -> st.SearchStrategy[Lease]:
+# The arguments of a lease that most stories leave out.
+_capabilities: dict[str, st.SearchStrategy[Any]] = {
+    "hardware": st.sampled_from([
+        *((), HARDWARE[:2], HARDWARE[:0:-1], HARDWARE),
+        *(("cheapest",), ("cheapest",)),
+    ]),
+    "max_price_per_hour": st.sampled_from([None, None, None, 1.0, 2.5, 100.0]),
+    "capacity_timeout": st.sampled_from([None, 30.07, 100.07, 600.07]),
+    "ready": st.sampled_from(["status", "models", "answer"]),
+    "idle_timeout": st.sampled_from([None, None, 20.07, 45.07]),
+    "use": st.sampled_from(["touch", "map", "nothing"]),
+    "use_interval": st.sampled_from([1.0, 5.0, 13.0, 30.0]),
+    "hangs": st.sampled_from([0.0, 0.0, 0.0, 30.0, 150.0]),
+    "project": st.sampled_from([None, "one", "two"]),
+}  # fmt: skip
+
+
+def _leases(
+    kinds: Sequence[StartSpec], arguments: dict[str, st.SearchStrategy[Any]]
+) -> st.SearchStrategy[Lease]:
     return st.builds(
         Lease,
+        **arguments,
         depth=st.sampled_from([0, 0, 1, 2, 3]),
         parallel=st.booleans(),
         spec=st.sampled_from(kinds),
@@ -367,10 +434,12 @@ def _leases(kinds: Sequence[StartSpec]) -> st.SearchStrategy[Lease]:
     )
 
 
-def _processes(kinds: Sequence[StartSpec]) -> st.SearchStrategy[Process]:
+def _processes(
+    kinds: Sequence[StartSpec], arguments: dict[str, st.SearchStrategy[Any]] | None = None
+) -> st.SearchStrategy[Process]:
     return st.builds(
         Process,
-        leases=_several(_leases(kinds), [1, 1, 2, 3]),
+        leases=_several(_leases(kinds, arguments or {}), [1, 1, 2, 3]),
         machine=st.sampled_from([0, 0, 0, 0, 0, 1]),
         begins_at=st.just(0.0) | _seconds(3) | _seconds(60),
         cancel=_one_in(4, _cancels),
@@ -381,10 +450,12 @@ def _processes(kinds: Sequence[StartSpec]) -> st.SearchStrategy[Process]:
     )
 
 
-# Few specs, because only identical starts can be confused.
-_groups: st.SearchStrategy[tuple[Process, ...]] = st.lists(_specs, min_size=1, max_size=2).flatmap(
-    lambda kinds: _several(_processes(kinds), [1, 1, 2, 3])
-)
+def _groups(**arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Process, ...]]:
+    # Few specs, because only identical starts can be confused.
+    return st.lists(_specs, min_size=1, max_size=2).flatmap(
+        lambda kinds: _several(_processes(kinds, arguments), [1, 1, 2, 3])
+    )
+
 
 _kills = st.builds(
     Kill,
@@ -451,7 +522,7 @@ _outages = st.builds(
 def _worlds(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[World]:
     """Return a strategy for worlds, some of whose fields are drawn from fewer values."""
     every: dict[str, st.SearchStrategy[Any]] = {
-        "processes": _groups,
+        "processes": _groups(),
         "kills": _several(_kills, [0, 0, 1, 1, 2]),
         "sweeps": _several(_sweeps, [0, 0, 0, 1, 2]),
         "foreign": _several(_foreign, [0, 0, 1, 2, 4]),
@@ -480,6 +551,9 @@ _late_starts = st.builds(
     seconds=_seconds(40) | _seconds(200),
     times=st.sampled_from([1, 1, 2]),
 )
+_omissions = st.builds(
+    Fault, kind=st.just("omit"), route=st.just("get"), skip=st.integers(0, 8), times=st.just(1)
+)
 _refusals = st.builds(
     Fault,
     kind=st.just("status"),
@@ -501,9 +575,64 @@ _kills_after_refusal = st.builds(
     waits_for=st.just("refusal"),
 )
 
+_shortages = st.builds(
+    Shortage,
+    begins_at=st.just(0.0) | _seconds(60),
+    duration=_seconds(60) | _seconds(400),
+    kind=st.sampled_from(["none", "none", "none", "listed", "hidden"]),
+    hardware=st.sampled_from([None, None, *HARDWARE]),
+)
+_endpoint_routes = st.sampled_from(["v1_models", "chat"])
+_endpoint_faults: st.SearchStrategy[Fault] = st.one_of(
+    st.builds(
+        Fault,
+        kind=st.just("status"),
+        route=_endpoint_routes,
+        status=st.sampled_from([502, 502, 503, 500, 429, 404, 400, 401, 403]),
+        body=st.sampled_from([None, None, _PAGE]),
+        times=st.sampled_from([1, 3, 8, None]),
+    ),
+    st.builds(
+        Fault,
+        kind=st.sampled_from(["drop", "truncate", "garbage"]),
+        route=_endpoint_routes,
+        times=st.sampled_from([1, 3, None]),
+    ),
+    st.builds(
+        Fault,
+        kind=st.just("delay"),
+        route=_endpoint_routes,
+        seconds=_seconds(40) | _seconds(200),
+        times=st.sampled_from([1, 3]),
+    ),
+)
+_catalog_faults = st.builds(
+    Fault,
+    kind=st.sampled_from(["drop", "status", "garbage", "delay"]),
+    route=st.sampled_from(["available", "available", "hardware_types", "model"]),
+    status=st.sampled_from([502, 503, 500, 404, 429]),
+    seconds=_seconds(40),
+    **_times,
+)
+_kills_midway = st.builds(
+    Kill,
+    what=st.sampled_from(["process", "process", "reaper", "both", "machine"]),
+    process=st.integers(0, 2),
+    step=st.none() | st.integers(1, 60),
+    after=_seconds(8) | _seconds(60),
+    waits_for=st.sampled_from(["waiting", "waiting", "probe", "probe", None]),
+)
+_services_for_capabilities = st.builds(
+    evolve,
+    _services,
+    endpoint_lag=st.sampled_from([0.0, 0.0, 5.0, 40.0]),
+    prices=st.sampled_from(["all", "all", "all", "some", "none"]),
+)
+
 # Rare coincidences: rejections, a kill, and an identical start by the other user; identical starts by several
 # processes whose responses are lost at the same time; starts that are carried out or listed late; and reapers
-# whose credentials are rejected.
+# whose credentials are rejected; and the
+# arguments of `_capabilities`, all of them or some.
 stories: dict[str, st.SearchStrategy[World]] = {
     "any": _worlds(),
     "refusals": _worlds(
@@ -524,8 +653,47 @@ stories: dict[str, st.SearchStrategy[World]] = {
         service=_services.map(lambda service: evolve(service, token_lifetime=36_000.0)),
         rotated_at=_seconds(20) | _seconds(150),
     ),
+    # Single empty readings, at a time when the instance may be gone.
+    "readings": _worlds(
+        faults=_several(_omissions, [1, 2]),
+        kills=st.just(()),
+        outages=st.just(()),
+        service=_services.map(lambda service: evolve(service, hide_stopped=True)),
+    ),
+    "capabilities": _worlds(
+        processes=_groups(**_capabilities),
+        kills=_several(_kills | _kills_midway, [0, 0, 1, 1]),
+        faults=_several(_faults | _endpoint_faults | _catalog_faults, [0, 1, 1, 2, 3]),
+        shortages=_several(_shortages, [0, 0, 1, 2]),
+        service=_services_for_capabilities,
+    ),
+    "waiting": _worlds(
+        processes=_groups(
+            **{name: _capabilities[name] for name in ("hardware", "max_price_per_hour", "project")},
+            capacity_timeout=st.sampled_from([30.07, 600.07, 600.07]),
+        ),
+        kills=_several(_kills_midway, [0, 1, 1]),
+        faults=_several(_lost_starts | _refusals | _catalog_faults, [0, 1, 1]),
+        shortages=_several(_shortages, [1, 2, 3]),
+    ),
+    "idle": _worlds(
+        processes=_groups(
+            **{name: _capabilities[name] for name in ("use", "use_interval", "hangs", "project")},
+            idle_timeout=st.sampled_from([20.07, 45.07]),
+        ),
+        faults=_several(_faults, [0, 0, 1]),
+    ),
 }
 
 worlds: st.SearchStrategy[World] = st.sampled_from(
-    ["any", "any", "any", "refusals", "twins", "late", "rotated"]
+    [
+        *["any"] * 3,
+        "refusals",
+        "twins",
+        "late",
+        "rotated",
+        *["capabilities"] * 3,
+        *["waiting"] * 2,
+        *["idle"] * 2,
+    ]
 ).flatmap(stories.__getitem__)

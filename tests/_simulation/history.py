@@ -22,6 +22,10 @@ class LeaseHistory:
 
     Attributes:
         has_released: Whether `release` returned for its handle.
+        used_at: The time when its body last used the instance.
+        hung_at: The time since which its body blocked the event loop.
+        hung_until: The time until which its body blocked the event loop.
+        turns: The times when it had waited for capacity and got its turn.
         problems: Violations, unless another machine may use its instance.
         said: The warnings logged by its tasks.
     """
@@ -37,6 +41,10 @@ class LeaseHistory:
     body_error: BaseException | None = None
     exit_error: BaseException | None = None
     has_released: bool = False
+    used_at: float = -math.inf
+    hung_at: float = -math.inf
+    hung_until: float = -math.inf
+    turns: list[float] = field(factory=list)
     problems: list[str] = field(factory=list)
     said: list[str] = field(factory=list)
 
@@ -73,6 +81,7 @@ class SentStart:
         after: The time from which an earlier list could no longer be its baseline.
         at: The time when it was sent.
         context_length: The requested context length, which is a tag. None without a tag.
+        hardware: The requested hardware type. None for the model's own, or for any.
         ended_at: The time when the client had the response or gave up. Infinite while in progress.
         was_given_up: Whether the client closed the connection before its timeout, because a cancelled lease
             had found an instance.
@@ -86,11 +95,27 @@ class SentStart:
     after: float
     at: float
     context_length: int | None = None
+    hardware: str | None = None
     ended_at: float = math.inf
     was_given_up: bool = False
     response: Literal["ok", "refused"] | None = None
     instance_id: str | None = None
     executed_at: float = math.inf
+
+
+@define(eq=False)
+class Intent:
+    """A promise recorded before a start request.
+
+    Attributes:
+        key: The key of the promise.
+        closed_at: The time when it was recorded that nothing was started. Infinite if it was not.
+    """
+
+    lease: LeaseHistory
+    at: float
+    key: str = ""
+    closed_at: float = math.inf
 
 
 @define(eq=False)

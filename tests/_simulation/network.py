@@ -10,7 +10,8 @@ import anyio
 import httpx
 
 from cortecs_async.emulator import Emulator
-from cortecs_async.emulator._messages import Request, Response
+from cortecs_async.emulator._catalog import HARDWARE
+from cortecs_async.emulator._messages import Request, Response, json_response
 from cortecs_async.emulator._routing import Match
 
 from .data import REQUEST_TIMEOUT
@@ -31,11 +32,19 @@ _TOUCHES = frozenset({"stop", "restart", "delete", "stop_all", "delete_all"})
 
 
 def observe(world: Simulation, emulator: Emulator) -> None:
-    """Record the time of each start in the emulator, and the instances touched."""
+    """Record the starts and the instances touched in the emulator, and apply the shortages."""
     handle = emulator._handle
+    capacity = emulator._account.settings.capacity
+    assert isinstance(capacity, dict)
+    usual = dict(capacity)
 
     def observed(request: Request, match: Match, now: float, *more: Any) -> Response:
+        short = _shortages(world, now)
+        capacity.clear()
+        capacity.update({**usual, **{each: 0 for each, kind in short.items() if kind != "hidden"}})
         response: Response = handle(request, match, now, *more)
+        if match.name == "available" and response.status < 300:
+            response = _as_listed(response, short)
         if _START in request.headers and response.status < 300:
             sent = world.starts[int(request.headers[_START])]
             sent.instance_id, sent.executed_at = instance_id_of(response.body), now
@@ -50,6 +59,27 @@ def observe(world: Simulation, emulator: Emulator) -> None:
     setattr(emulator, "_handle", observed)  # noqa: B010  (a method, as mypy sees it)
 
 
+def _shortages(world: Simulation, now: float) -> dict[str, str]:
+    """Return the kind of the shortage of each hardware type that has one."""
+    return {
+        each: shortage.kind
+        for shortage in world.plan.shortages
+        if 0 <= now - shortage.begins_at < shortage.duration
+        for each in ([shortage.hardware] if shortage.hardware else HARDWARE)
+    }
+
+
+def _as_listed(response: Response, short: dict[str, str]) -> Response:
+    """Return a list of what is available as the shortages show it."""
+    shown = {each["hardware_type_id"]: each for each in json.loads(response.body)["hardware_types"]}
+    for name, kind in short.items():
+        if kind == "listed":
+            shown.setdefault(name, HARDWARE[name].json("EUR"))
+        else:
+            shown.pop(name, None)
+    return json_response(200, {"hardware_types": [*shown.values()]})
+
+
 class Network(httpx.AsyncBaseTransport):
     """The connections of one actor."""
 
@@ -58,13 +88,17 @@ class Network(httpx.AsyncBaseTransport):
         self._actor = actor
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await self._actor.unblocked()
         self._actor.step()
         if not self._actor.is_alive:
             raise httpx.ConnectError("killed", request=request)
         request.headers[_MACHINE] = str(self._actor.machine.index)
         if request.url.path.endswith("/instances/start"):
             return await self._start(request)
+        self._actor.probed += request.url.path.startswith("/inference/")
+        self._actor.asked += request.url.path.endswith("/hardware-types/available")
         response = await self._forward(request)
+        await self._actor.unblocked()
         self._actor.step()
         return response
 
@@ -73,8 +107,9 @@ class Network(httpx.AsyncBaseTransport):
         request.headers[_START] = str(len(world.starts))
         lease = current_lease.get()
         assert lease is not None
-        tag = json.loads(request.content).get("context_length")
-        sent = SentStart(lease, world.last_end_of(lease), anyio.current_time(), tag)
+        args = json.loads(request.content)
+        sent = SentStart(lease, world.last_end_of(lease), anyio.current_time(), args.get("context_length"))
+        sent.hardware = args.get("hardware_type_id")
         world.starts.append(sent)
         try:
             response = await self._carry_out(request)

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field
 
-from cortecs_async import AsyncCortecs, errors
+from cortecs_async import AsyncCortecs, InstanceLease, errors
 
 from .data import REQUEST_TIMEOUT, Cancel, Lease
 from .history import LeaseHistory
@@ -228,52 +228,109 @@ class Program:
         plan = node.plan
         lease = self._client.instance(
             plan.spec.model,
-            plan.spec.hardware,
+            plan.hardware_type_id,
             num_workers=plan.spec.workers,
             on_exit=plan.on_exit or "delete",
             start_timeout=plan.start_timeout,
             teardown_timeout=plan.teardown_timeout,
+            max_price_per_hour=plan.max_price_per_hour,
+            capacity_timeout=plan.capacity_timeout,
+            ready=plan.ready,
+            idle_timeout=plan.idle_timeout,
+            project=plan.project,
         )
         async with lease:
-            await self._observed_body(node, history, lease.instance_id)
+            await self._observed_body(node, history, lease.instance_id, lease)
 
     async def _acquire(self, node: Node, history: LeaseHistory) -> None:
         plan = node.plan
         handle = await self._client.acquire(
             plan.spec.model,
-            plan.spec.hardware,
+            plan.hardware_type_id,
             num_workers=plan.spec.workers,
             start_timeout=plan.start_timeout,
             teardown_timeout=plan.teardown_timeout,
             max_lifetime=plan.max_lifetime,
+            max_price_per_hour=plan.max_price_per_hour,
+            capacity_timeout=plan.capacity_timeout,
+            ready=plan.ready,
+            project=plan.project,
         )
-        await self._observed_body(node, history, handle.instance_id)
+        await self._observed_body(node, history, handle.instance_id, None)
         if plan.releases or plan.max_lifetime is None:
             await self._client.release(handle, teardown_timeout=plan.teardown_timeout)
             history.has_released = True
 
-    async def _observed_body(self, node: Node, history: LeaseHistory, instance_id: str) -> None:
+    async def _observed_body(
+        self, node: Node, history: LeaseHistory, instance_id: str, lease: InstanceLease | None
+    ) -> None:
         try:
-            await self._body(node, history, instance_id)
+            await self._body(node, history, instance_id, lease)
         except BaseException as error:
             history.body_error = error
             raise
         finally:
             history.body_ended_at = anyio.current_time()
 
-    async def _body(self, node: Node, history: LeaseHistory, instance_id: str) -> None:
+    async def _body(
+        self, node: Node, history: LeaseHistory, instance_id: str, lease: InstanceLease | None
+    ) -> None:
         plan, billing = node.plan, self.world.emulator.billing
         history.body_at, history.instance_id = anyio.current_time(), instance_id
+        history.used_at = history.body_at
         if instance_id not in billing:
             history.problems.append("its body began without a running instance")
-        await anyio.sleep(plan.sleep_before)
+        await self._use(plan.sleep_before, history, lease)
+        if plan.hangs:
+            await self._hang(plan.hangs, history)
         await self._run_groups(node.groups)
-        await anyio.sleep(plan.sleep_after)
+        await self._use(plan.sleep_after, history, lease)
         may_expire = plan.on_exit is None and plan.max_lifetime is not None
+        # The reaper ends the instance of a program that hangs for too long.
+        may_expire |= plan.idle_timeout is not None and any(each.hangs for each in self.plan.leases)
         if instance_id not in self.world.emulator.billing and not may_expire:
             history.problems.append("its instance ended before its body")
         if plan.fails:
             raise BodyError
+
+    async def _use(self, seconds: float, history: LeaseHistory, lease: InstanceLease | None) -> None:
+        """Sleep, and use the instance meanwhile."""
+        plan = history.plan
+        if lease is None or plan.use == "nothing":
+            await anyio.sleep(seconds)
+            return
+        until = anyio.current_time() + seconds
+        while (remaining := until - anyio.current_time()) > 0:
+            pause = min(remaining, plan.use_interval)
+            history.used_at = anyio.current_time()
+            if plan.use == "touch":
+                lease.touch()
+                await anyio.sleep(pause)
+            else:
+
+                async def call(seconds: float) -> None:
+                    try:
+                        await anyio.sleep(seconds)
+                    finally:
+                        history.used_at = anyio.current_time()
+
+                async for _ in lease.map(call, [pause]):
+                    pass
+
+    async def _hang(self, seconds: float, history: LeaseHistory) -> None:
+        """Block the event loop of the process. A cancellation arrives only afterward."""
+        until = anyio.current_time() + seconds
+        history.hung_at, history.hung_until = anyio.current_time(), until
+        self.actor.hang(seconds)
+        cancellation: BaseException | None = None
+        while self.actor.is_alive and (remaining := until - anyio.current_time()) > 0:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(min(remaining, 1.0))
+            except anyio.get_cancelled_exc_class() as error:
+                cancellation = error  # on asyncio, which has no shields
+        if cancellation is not None:
+            raise cancellation
 
     def _check_cancelled(self, node: Node, armed_at: float) -> None:
         assert node.plan.cancel is not None
@@ -284,6 +341,11 @@ class Program:
             self.world.problem(f"a lease of process {self.actor.index} ended {late:g} s too late")
 
 
+def most_seconds_to_start(plan: Lease) -> float:
+    """Return the maximum seconds from entering a lease to its body."""
+    return (plan.capacity_timeout or 0.0) + plan.start_timeout + REQUEST_TIMEOUT + PRICE_TIMEOUT
+
+
 def most_seconds_to_release(plan: Lease) -> float:
     """Return the maximum seconds of a release."""
     return plan.teardown_timeout + SLACK + (TOTAL_TIMEOUT if plan.on_exit is None else 0.0)
@@ -292,7 +354,7 @@ def most_seconds_to_release(plan: Lease) -> float:
 def most_seconds_after_cancel(node: Node) -> float:
     """Return the maximum seconds from a lease's cancellation to its end: a start, then the releases."""
     inner = max((most_seconds_after_cancel(each) for group in node.groups for each in group), default=0.0)
-    return inner + REQUEST_TIMEOUT + most_seconds_to_release(node.plan)
+    return inner + REQUEST_TIMEOUT + most_seconds_to_release(node.plan) + node.plan.hangs
 
 
 def most_seconds(groups: Sequence[Sequence[Node]]) -> float:
@@ -302,6 +364,6 @@ def most_seconds(groups: Sequence[Sequence[Node]]) -> float:
 
 def _most_seconds_of(node: Node) -> float:
     plan = node.plan
-    attempt = plan.start_timeout + REQUEST_TIMEOUT + PRICE_TIMEOUT + most_seconds_to_release(plan)
-    body = plan.sleep_before + most_seconds(node.groups) + plan.sleep_after
+    attempt = most_seconds_to_start(plan) + most_seconds_to_release(plan)
+    body = plan.sleep_before + plan.hangs + most_seconds(node.groups) + plan.sleep_after
     return plan.delay + plan.attempts * (attempt + CAPACITY_PAUSE) + body

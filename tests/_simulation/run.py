@@ -25,7 +25,9 @@ from anyio.abc import TaskGroup
 from cortecs_async import AsyncCortecs
 from cortecs_async._aio.threads import System
 from cortecs_async._client.wiring import Wiring
+from cortecs_async._lease.capacity import CapacityQueue
 from cortecs_async._recovery import store as _store
+from cortecs_async._recovery.promises import Promises
 from cortecs_async.emulator import Emulator
 from cortecs_async.types import LeaseInfo, Orphan, PhaseEnd, RequestRetry, Telemetry
 
@@ -36,11 +38,12 @@ from .actors import (
     ProcessActor,
     WorldReaperProcess,
     current_actor,
+    run_in_background,
     run_inline,
     wall_clock,
 )
-from .data import REQUEST_TIMEOUT, Backend, ForeignAction, Kill, Outage, Sweep, World
-from .history import ForeignInstance, LeaseHistory, Outcome, SentStart, Touch
+from .data import HARDWARE, REQUEST_TIMEOUT, Backend, ForeignAction, Kill, Outage, Sweep, World
+from .history import ForeignInstance, Intent, LeaseHistory, Outcome, SentStart, Touch
 from .network import current_lease, observe
 from .program import Program
 
@@ -79,6 +82,7 @@ class Simulation:
     Attributes:
         tasks: The tasks of all actors.
         starts: The requests to start an instance, from all processes.
+        intents: The promises recorded before these requests.
         touches: The requests to stop, restart, or delete an instance, from all actors with a journal.
         foreign: The instances of the other user.
         orphans: The results of the last sweep on each machine.
@@ -95,6 +99,7 @@ class Simulation:
         ]
         self.histories: list[LeaseHistory] = []
         self.starts: list[SentStart] = []
+        self.intents: list[Intent] = []
         self.touches: list[Touch] = []
         self.foreign: list[ForeignInstance] = []
         self.orphans: list[list[Orphan]] = []
@@ -120,7 +125,6 @@ class Simulation:
     async def run(self) -> None:
         """Run the world and check the result."""
         plan, service = self.plan, self.plan.service
-        hardware = ("NVIDIA_H100_1", "NVIDIA_L4_1", "NVIDIA_L40S_1")
         self.emulator = Emulator(
             clock=anyio.current_time,
             root_url="https://emulator.test",
@@ -129,7 +133,7 @@ class Simulation:
             token_lifetime=service.token_lifetime,
             unknown_status=service.unknown_status,
             num_workers_in_args=service.num_workers_in_args,
-            capacity=None if service.capacity is None else dict.fromkeys(hardware, service.capacity),
+            capacity=None if service.capacity is None else dict.fromkeys(HARDWARE, service.capacity),
             list_lag=service.list_lag,
             get_lag=service.get_lag,
             hide_stopped=service.hide_stopped,
@@ -138,9 +142,13 @@ class Simulation:
             started_at=service.started_at,  # type: ignore[arg-type]  # hypothesis draws it from the list
             status_words=dict(service.status_words),
             error_body=service.error_body,  # type: ignore[arg-type]
+            endpoint_lag=service.endpoint_lag,
         )
         for entry in service.entries:
             self.emulator.add_entry(entry)
+        for name in HARDWARE:
+            if service.prices == "none" or (service.prices == "some" and "L4_" in name):
+                self.emulator.set_price_info(name, {"price": "on request"})
         for fault in plan.faults:
             self.emulator.add_fault(fault)
         observe(self, self.emulator)
@@ -152,12 +160,7 @@ class Simulation:
                 self.tasks.start_soon(self._rotate_secret, plan.rotated_at)
             for sweep in plan.sweeps:
                 self.tasks.start_soon(self._sweep_midway, sweep)
-            async with anyio.create_task_group() as processes:
-                for index, process in enumerate(plan.processes):
-                    kills = [kill for kill in plan.kills if kill.process % len(plan.processes) == index]
-                    actor = ProcessActor(self, index, process, kills)
-                    self.processes.append(actor)
-                    processes.start_soon(self._run_process, actor, kills)
+            await self._run_processes()
             self._is_over = True
             with anyio.move_on_after(_FAULTS_AFTER_END):
                 await self._wait_for_reapers()
@@ -185,6 +188,15 @@ class Simulation:
         reapers = [reaper for each in self.processes for reaper in each.reapers]
         while not all(each.is_done or (or_unlocked and each.has_unlocked_journal) for each in reapers):  # noqa: ASYNC110
             await anyio.sleep(5.0)
+
+    async def _run_processes(self) -> None:
+        plan = self.plan
+        async with anyio.create_task_group() as processes:
+            for index, process in enumerate(plan.processes):
+                kills = [kill for kill in plan.kills if kill.process % len(plan.processes) == index]
+                actor = ProcessActor(self, index, process, kills)
+                self.processes.append(actor)
+                processes.start_soon(self._run_process, actor, kills)
 
     async def _run_process(self, actor: ProcessActor, kills: list[Kill]) -> None:
         current_actor.set(actor)
@@ -239,6 +251,7 @@ class Simulation:
         # Not the same for all clients, because it generates the tags.
         client._wiring._services.starter._tags.rng = random.Random(1000 * self.plan.seed + self._clients)
         client._wiring._services.starter._rng = random.Random(self.plan.seed)
+        client._wiring._services.capacity._rng = random.Random(self.plan.seed)
         return client
 
     # -- sweeps
@@ -280,6 +293,13 @@ class Simulation:
         def has_happened() -> bool:
             if event == "kill":
                 return not all(each.is_alive for each in self.processes)
+            if event in {"waiting", "probe"}:
+                # A lease that does not wait asks once.
+                return any(
+                    each.probed > 0 if event == "probe" else each.asked > 1
+                    for each in self.processes
+                    if process in {None, each.index}
+                )
             response = "refused" if event == "refusal" else None
             return any(
                 each.response == response and process in {None, each.lease.process} for each in self.starts
@@ -332,10 +352,10 @@ class _SweepActor(Actor):
                 client._closed = True
 
 
-def simulate(backend: Backend, world: World) -> Outcome:
+def simulate(backend: Backend, world: World, kind: type[Simulation] = Simulation) -> Outcome:
     """Run a world on a fresh event loop, inside `virtual_world`."""
     folder = Path(tempfile.mkdtemp(prefix="simulation"))
-    run = Simulation(backend, world, folder)
+    run = kind(backend, world, folder)
     watcher = _LogWatcher()
     _uuids.rng = random.Random(world.seed)
     logger = logging.getLogger("cortecs_async")
@@ -438,6 +458,41 @@ class _WithoutSync:
         return getattr(os, name)
 
 
+async def _record_intent(self: Promises, *args: Any, **options: Any) -> str:
+    """Instead of `Promises.record_intent`: note the lease and the time."""
+    lease = current_lease.get()
+    if lease is None:
+        return await _real_record_intent(self, *args, **options)
+    intent = Intent(lease, anyio.current_time())
+    current_actor.get().world.intents.append(intent)
+    intent.key = await _real_record_intent(self, *args, **options)
+    return intent.key
+
+
+def _put_nothing(self: Promises, key: str) -> None:
+    """Instead of `Promises._put_nothing`: note the time."""
+    _real_put_nothing(self, key)
+    for intent in current_actor.get().world.intents:
+        if intent.key == key:
+            intent.closed_at = anyio.current_time()
+
+
+async def _wait_for_turn(self: CapacityQueue, *args: Any) -> tuple[str, ...]:
+    """Instead of `CapacityQueue.wait_for_turn`: check that nothing is promised, and note the turn."""
+    lease, actor = current_lease.get(), current_actor.get()
+    for intent in actor.world.intents:
+        if intent.lease is lease and intent.key and intent.closed_at == math.inf and actor.is_alive:
+            actor.world.problem(f"{intent.lease.name} waits for capacity with an open promise")
+    offer = await _real_wait_for_turn(self, *args)
+    if lease is not None:
+        lease.turns.append(anyio.current_time())
+    return offer
+
+
+_real_record_intent, _real_put_nothing = Promises.record_intent, Promises._put_nothing
+_real_wait_for_turn = CapacityQueue.wait_for_turn
+
+
 class _ReproducibleUUIDs:
     """The module `uuid`, with the same ids in each run of the same world."""
 
@@ -457,14 +512,18 @@ def virtual_world() -> Iterator[None]:
     logger = logging.getLogger("cortecs_async")
     recovery = "cortecs_async._recovery"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Wiring, "system", System(wall_clock, run_inline, in_background=lambda work: work()))
+        patch.setattr(Wiring, "system", System(wall_clock, run_inline, run_in_background))
         patch.setattr(f"{recovery}.journal.os", _WithoutSync())
         patch.setattr(f"{recovery}.store.ReaperProcess", WorldReaperProcess)
         patch.setattr(f"{recovery}.journal.uuid", _uuids)
+        patch.setattr(Promises, "record_intent", _record_intent)
+        patch.setattr(Promises, "_put_nothing", _put_nothing)
+        patch.setattr(CapacityQueue, "wait_for_turn", _wait_for_turn)
         patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
         patch.setattr(logger, "level", logging.WARNING)
         patch.setattr(logger, "propagate", False)
         for name in list(os.environ):
             if name.startswith("CORTECS_"):
                 patch.delenv(name)
+        patch.setenv("CORTECS_API_KEY", "emulator-key")
         yield
