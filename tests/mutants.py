@@ -68,6 +68,21 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # Batches and receipts
+    Mutant(
+        "shows a receipt of half a cent less than the cost ledger",
+        "_api/billing.py",
+        "return round(intervals * interval_price, 6)",
+        "return intervals * interval_price",
+        "lease/test_pricing.py::TestArithmetic::test_a_receipt_is_rounded_as_the_bill_and_the_ledger_are",
+    ),
+    Mutant(
+        "wakes up a batch that reports no progress",
+        "_batch/run.py",
+        "while self.options.on_progress is not None:",
+        "while True:",
+        "batch/test_run.py::TestProgress::test_without_on_progress_nothing_ticks",
+    ),
     # Hardware and capacity
     Mutant(
         "tries the next hardware type although an earlier start request may have worked",

@@ -13,3 +13,8 @@ def interval_seconds(billing_interval: str | None) -> float:
 
 def intervals_begun(seconds: float, billing_interval: str | None) -> int:
     return max(1, math.ceil(seconds / interval_seconds(billing_interval) - 1e-9))
+
+
+def cost_of(intervals: int, interval_price: float) -> float:
+    """Return the cost of intervals. Rounded, so that it is the same wherever it is shown or added up."""
+    return round(intervals * interval_price, 6)

@@ -231,7 +231,7 @@ class BatchReport(Row):
 def total_cost(receipts: Sequence[Receipt]) -> float | None:
     """Return the sum of the costs, or None if any cost is not known."""
     costs = [each.cost for each in receipts if each.cost is not None]
-    return sum(costs) if len(costs) == len(receipts) else None
+    return round(sum(costs), 6) if len(costs) == len(receipts) else None
 
 
 def currency_of(receipts: Sequence[Receipt]) -> str:

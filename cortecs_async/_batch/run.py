@@ -162,7 +162,7 @@ class Batch:
                     tasks.cancel_scope.cancel()
 
             async def report_progress() -> None:
-                while True:
+                while self.options.on_progress is not None:
                     await self._report_progress(counter)
                     await anyio.sleep(_PROGRESS_INTERVAL)
 

@@ -14,7 +14,7 @@ from attrs import Factory, field, frozen
 
 from .._aio.background import BackgroundTask
 from .._aio.synchronization import SingleFlight
-from .._api.billing import interval_seconds, intervals_begun
+from .._api.billing import cost_of, interval_seconds, intervals_begun
 from .._api.catalog import HardwareType, Model
 from .._api.domain import InstanceArgs
 from .._api.resources import HardwareTypes, Models
@@ -130,7 +130,7 @@ def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price |
         billing_interval=args.billing_interval or "per_minute",
         intervals=intervals,
         num_workers=args.num_workers,
-        cost=None if price is None else intervals * interval_cost(price, args),
+        cost=None if price is None else cost_of(intervals, interval_cost(price, args)),
         currency=price.currency if price else "",
         hardware_type_id=args.hardware_type_id,
     )

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from attrs import evolve, frozen
 
-from .._api.billing import intervals_begun
+from .._api.billing import cost_of, intervals_begun
 from .._api.domain import to_hf_name
 from .._display import Row, joined, money_text, time_text
 from .promise import Promise
@@ -162,7 +162,7 @@ def cost_line(
         "seconds": None if seconds is None else round(seconds, 3),
         "intervals": intervals,
         "interval_price": price,
-        "cost": None if intervals is None or price is None else round(intervals * price, 6),
+        "cost": None if intervals is None or price is None else cost_of(intervals, price),
         "currency": _text(bill, "currency"),
         "project": _text(bill, "project"),
         "outcome": outcome,
@@ -284,8 +284,8 @@ def priced(lease: LeaseCost, interval_price: float | None) -> LeaseCost:
     """Return a lease with its cost at a price, unless the cost is already known or cannot be computed."""
     if lease.cost is not None or lease.seconds is None or interval_price is None:
         return lease
-    cost = intervals_begun(lease.seconds, lease.billing_interval) * interval_price
-    return evolve(lease, cost=round(cost, 6), interval_price=interval_price)
+    cost = cost_of(intervals_begun(lease.seconds, lease.billing_interval), interval_price)
+    return evolve(lease, cost=cost, interval_price=interval_price)
 
 
 def _iso(moment: float) -> str:

@@ -22,6 +22,8 @@ from cortecs_async._batch import outcome as _outcome
 from cortecs_async._batch import request_queue as _request_queue
 from cortecs_async._batch import writer as _writer
 from cortecs_async._batch.output import Output
+from cortecs_async._batch.report import AnswerCounter
+from cortecs_async._batch.run import Batch
 from cortecs_async._batch.sender import Reply
 from cortecs_async._http.messages import Failure, FailureKind
 from cortecs_async.emulator import Emulator, Fault
@@ -810,6 +812,20 @@ class TestProgress:
         assert seen[-1].done == 30
         assert seen[0].instances == 0
         assert seen[0].eta is None
+
+    async def test_without_on_progress_nothing_ticks(
+        self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files.write(5)
+        reports: list[AnswerCounter] = []
+
+        async def count(_: Batch, counter: AnswerCounter) -> None:
+            reports.append(counter)
+
+        monkeypatch.setattr(Batch, "_report_progress", count)
+        async with world(answer_seconds=60.0) as (emulator, client):
+            await run(client, files, emulator, concurrency=1)
+        assert len(reports) == 1  # at the end
 
     async def test_an_exception_in_on_progress_ends_the_batch(self, world: World, files: Files) -> None:
         files.write(10)

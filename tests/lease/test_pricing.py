@@ -15,6 +15,7 @@ from cortecs_async import errors
 from cortecs_async._api.billing import intervals_begun
 from cortecs_async._api.catalog import HardwareType
 from cortecs_async._api.domain import InstanceArgs
+from cortecs_async._batch.report import total_cost
 from cortecs_async._lease.pricing import Price, read_price, receipt, seconds_for
 from cortecs_async.emulator import Fault
 
@@ -44,6 +45,11 @@ class TestArithmetic:
     def test_every_worker_is_billed(self) -> None:
         assert receipt("i", 61.0, PER_MINUTE, PRICE).cost == pytest.approx(2 * 0.05 * 2)
         assert receipt("i", 61.0, PER_HOUR, PRICE).cost == pytest.approx(60 * 0.05)
+
+    def test_a_receipt_is_rounded_as_the_bill_and_the_ledger_are(self) -> None:
+        fifteen = receipt("i", 870.0, InstanceArgs(model_id="m"), Price(per_minute=0.015, currency="EUR"))
+        assert (fifteen.cost, str(fifteen)) == (0.225, "870 s, billed as 15 minutes, about 0.23 EUR")
+        assert total_cost([fifteen, fifteen, fifteen]) == 0.675
 
     def test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve(self) -> None:
         seconds = seconds_for(1.0, PRICE, PER_MINUTE)
