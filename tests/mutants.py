@@ -654,8 +654,8 @@ MUTANTS = [
     Mutant(
         "sends keys to any URL that the service returns",
         "_lease/provisioning.py",
-        "    _check_base_url(state)\n",
-        "    state.base_url = state.instance.base_url or ''\n",
+        "    _check_base_url(state)\n    if",
+        "    state.base_url = state.instance.base_url or ''\n    if",
         "lease/test_endpoint_urls.py::test_a_lease_with_an_unsafe_url_is_an_error_and_released",
     ),
     Mutant(
@@ -4098,7 +4098,7 @@ MUTANTS = [
     Mutant(
         "starts again and again after refusals",
         "integrations/_background.py",
-        "        return None if self._refusals >= _MAX_REFUSALS else",
+        "        return None if self._refusals >= most else",
         "        return",
         "integrations/test_web.py::test_refusals_are_final_after_five_in_a_row",
     ),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # one unit: its modules may import each other, but not in a circle.
 ROWS: list[set[str]] = [
     {"_hint_tables"},
-    {"_display", "_extras", "_hints", "_platform", "_version"},
+    {"_display", "_events", "_extras", "_hints", "_platform", "_version"},
     {"_public"},
     {"_errors"},
     {"_durations", "_logging", "_secrets"},

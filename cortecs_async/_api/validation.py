@@ -130,7 +130,12 @@ def check_hardware(hardware_type_id: str | Sequence[str] | None) -> tuple[str, .
             f"{hardware_type_id!r}"
         )
     for each in hardware_type_id:
+        if isinstance(each, str) and "," in each:
+            ids = [part.strip() for part in each.split(",") if part.strip()]
+            raise InvalidArgumentError(f"hardware_type_id {each!r} is not one id. Pass a list: {ids}")
         _check_segment("hardware_type_id", each)
+        if each != CHEAPEST and each.lower() == CHEAPEST:
+            raise InvalidArgumentError(f"hardware_type_id must be {CHEAPEST!r} in lowercase, not {each!r}")
     if len(set(hardware_type_id)) < len(hardware_type_id):
         raise InvalidArgumentError(f"hardware_type_id contains an id twice: {list(hardware_type_id)}")
     if CHEAPEST in hardware_type_id and len(hardware_type_id) > 1:

@@ -54,6 +54,9 @@ SOME_REQUESTS_FAILED = 3
 
 _NOTHING = "nothing"
 
+# The beginning of a note about start requests that the service refused.
+_NO_HARDWARE = "No hardware type could be used."
+
 # Tokens per second of one instance, for the estimate. The real speed depends on the model, the hardware, and
 # the texts, and is not known in advance.
 _SPEEDS = (500, 2_500, 10_000)
@@ -298,8 +301,10 @@ def _left_running(report: BatchReport, error: BaseException | None) -> str:
     # An unresolved start has no receipt, but the error, a note, or an incident mentions it.
     is_named = isinstance(error, AmbiguousStartError) or type(error) is CortecsError
     released = [each.instance_id for each in report.receipts]
-    unexplained = [each for each in report.incidents if not any(name in each for name in released)]
-    if is_named or unexplained or getattr(error, "__notes__", False):
+    explained = (*released, "Nothing was started.")
+    unexplained = [each for each in report.incidents if not any(text in each for text in explained)]
+    notes = [each for each in getattr(error, "__notes__", ()) if _NO_HARDWARE not in each]
+    if is_named or unexplained or notes:
         return "only the instances and start requests listed above"
     return _NOTHING
 

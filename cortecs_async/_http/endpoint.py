@@ -89,7 +89,7 @@ class EndpointClient:
             if not problem and kind is FailureKind.LOST:
                 problem = "connection lost"
             problem = problem or f"{type(error).__name__}: {error}"
-            return Failure(kind=kind, detail=self._redactor.one_line(problem)[:_EXCERPT])
+            return Failure(kind=kind, detail=self.excerpt(problem))
         return Failure(kind=FailureKind.TIMED_OUT, detail=f"no response within {timeout:g} s")
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> EndpointReply:
@@ -128,7 +128,11 @@ class EndpointClient:
         # Redacted before decoding too, as in `Transport`.
         text = self._redactor.redact(body.decode("utf-8", "surrogateescape"))
         reason = error_reason(text.encode("utf-8", "surrogateescape"), status)
-        return self._redactor.one_line(reason)[:_EXCERPT]
+        return self.excerpt(reason)
+
+    def excerpt(self, text: str) -> str:
+        """Return the beginning of a text from the endpoint on one line, without secrets."""
+        return self._redactor.one_line(text)[:_EXCERPT]
 
     async def aclose(self) -> None:
         """Close our own connections but not the caller's client."""

@@ -166,8 +166,11 @@ async def _wait_for_turn(
                 await report_progress(options.on_progress, progress)
         with anyio.CancelScope(deadline=state.on_loop(min(deadline, report_at))):
             offer = await queue.wait_for_turn(waiter)
-            selection.waited = state.now() - entered
-            return offer
+            now = state.now()
+            selection.waited = now - entered
+            # The scope does not count the time for which the machine was suspended.
+            if now < deadline:
+                return offer
 
 
 def _timed_out(state: LeaseState, selection: Selection, waiter: Waiter) -> CapacityTimeoutError:

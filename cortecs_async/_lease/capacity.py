@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import anyio
@@ -63,10 +63,22 @@ class _Refusal:
 
 
 class CapacityQueue:
-    """The available hardware, and the leases of one client that wait for it, in order of arrival."""
+    """The available hardware, and the leases of one client that wait for it, in order of arrival.
 
-    def __init__(self, hardware_types: HardwareTypes, rng: random.Random | None = None) -> None:
+    Args:
+        hardware_types: The list to poll.
+        check_open: Raises an error if the client is closed.
+        rng: The source of the jitter.
+    """
+
+    def __init__(
+        self,
+        hardware_types: HardwareTypes,
+        check_open: Callable[[], object] = bool,
+        rng: random.Random | None = None,
+    ) -> None:
         self._hardware_types = hardware_types
+        self._check_open = check_open
         self._rng = rng or random.Random()  # noqa: S311  (jitter)
         self._reading = SingleFlight(self._read)
         self._waiters: dict[Waiter, None] = {}
@@ -122,10 +134,16 @@ class CapacityQueue:
 
         Returns:
             The listed hardware types that it wants, in order of preference.
+
+        Raises:
+            ClientClosedError: if the client was closed during the wait.
         """
         waiter.is_waiting = True
         try:
-            while not (offer := self._offer_to(waiter)):
+            while True:
+                self._check_open()
+                if offer := self._offer_to(waiter):
+                    break
                 pause = self._next_poll - anyio.current_time()
                 if pause <= 0 and not self._is_polling:
                     await self._poll()

@@ -15,7 +15,7 @@ from .._api.domain import InitProgress, Instance, InstanceArgs, InstanceStatus, 
 from .._api.validation import CHEAPEST
 from .._display import duration_text, joined, price_text
 from .._errors import CortecsError, InvalidArgumentError, PriceUnknownError, RequestError, add_note
-from .._hints import any_of
+from .._hints import any_of, did_you_mean
 from .._http.messages import Failure
 from .._logging import Event, log
 from .options import LeaseOptions
@@ -58,6 +58,7 @@ def choose_hardware(
     fitting: list[_Candidate] = []
     unpriced: list[str] = []
     for hardware in selection.wanted:
+        _check_spelling(hardware, model)
         if problem := _misfit(hardware, args, model):
             selection.passed[hardware] = problem
             continue
@@ -107,6 +108,23 @@ def wanted_hardware(options: LeaseOptions, model: Model | None) -> tuple[str, ..
         return options.hardware
     only = options.args.hardware_type_id or (model.recommended_config if model is not None else None)
     return () if only is None else (only,)
+
+
+def _check_spelling(hardware: str, model: Model | None) -> None:
+    """Check that a hardware type is not just a part of an id, such as H100, or an id in lowercase.
+
+    Otherwise, a list with it would be used as if its other types were preferred.
+
+    Raises:
+        InvalidArgumentError: if it is.
+    """
+    if model is None or hardware in model.hardware_configs:
+        return
+    meant = [each for each in model.hardware_configs if f"_{hardware}_".lower() in f"_{each}_".lower()]
+    if meant:
+        raise InvalidArgumentError(
+            f"There is no hardware type {hardware}. {did_you_mean(meant)} Nothing was started."
+        )
 
 
 def _misfit(hardware: str, args: InstanceArgs, model: Model | None) -> str:
@@ -223,9 +241,11 @@ class Selection:
 
     def annotate(self, error: CortecsError) -> None:
         """Add what became of each hardware type, if there was a choice."""
-        if self.is_choice:
-            told = {**self.passed, **{each: f"answered {text}" for each, text in self._answers.items()}}
-            add_note(error, f"No hardware type could be used.{_listed(told)}")
+        told = {**self.passed, **{each: f"answered {text}" for each, text in self._answers.items()}}
+        if self.is_choice and told:
+            is_unknown = isinstance(error, RequestError) and error.outcome_unknown
+            what = "Other hardware types:" if is_unknown else "No hardware type could be used."
+            add_note(error, f"{what}{_listed(told)}")
 
     def reason(self, hardware: str | None) -> str:
         """Return why a hardware type was used, or an empty string if there was no choice."""

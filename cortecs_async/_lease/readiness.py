@@ -9,8 +9,6 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Awaitable, Mapping
-from functools import partial
-from typing import Any
 
 import anyio
 from attrs import define, evolve, field, frozen
@@ -18,7 +16,7 @@ from attrs import define, evolve, field, frozen
 from .._aio.background import BackgroundTask
 from .._aio.eventloop import loop_clock
 from .._aio.synchronization import Broadcast
-from .._api.domain import Progress
+from .._api.domain import Instance, Progress
 from .._api.intervals import poll_interval
 from .._api.waiting import ProgressCallback, report_progress
 from .._credentials import FoundKey
@@ -121,8 +119,12 @@ def until_ready(callback: ProgressCallback | None) -> ProgressCallback | None:
     return report
 
 
-async def wait_until_ready(state: LeaseState) -> None:
+async def wait_until_ready(state: LeaseState) -> bool:
     """Wait until the endpoint answers, as the option `ready` defines it.
+
+    Returns:
+        Whether it is ready. If not, the service has returned a different `base_url`, which is yet to be
+        checked.
 
     Raises:
         ConfigurationError: if the endpoint rejects the inference API key.
@@ -135,9 +137,11 @@ async def wait_until_ready(state: LeaseState) -> None:
     if key is not None:
         services, base_url = state.services, state.base_url
         client = EndpointClient(services.starter.settings, services.http_client, base_url, key.value)
-        await _Readiness(state, key.origin, client).wait()
+        if not await _Readiness(state, key.origin, client).wait():
+            return False
     with anyio.CancelScope(deadline=_deadline(state)):
         await _report(state, None)
+    return True
 
 
 def _deadline(state: LeaseState) -> float:
@@ -178,7 +182,8 @@ class _Readiness:
     _attempts: int = 0
     _changed: Broadcast = field(factory=Broadcast)
 
-    async def wait(self) -> None:
+    async def wait(self) -> bool:
+        """Return True when the endpoint is ready, or False if there is a new `base_url`."""
         state = self._state
         tasks = [BackgroundTask(self._probe, self._changed.notify)]
         shown = ""  # reported when the instance was running
@@ -194,7 +199,9 @@ class _Readiness:
                 if is_expired or (not is_ready and anyio.current_time() >= _deadline(state)):
                     raise self._timed_out(is_expired=is_expired)
                 if is_ready:
-                    return
+                    return True
+                if state.instance.base_url not in {None, "", state.base_url}:
+                    return False
                 with anyio.CancelScope(deadline=_deadline(state)):
                     if self._attempts and self.latest.detail != shown:
                         shown = self.latest.detail
@@ -210,7 +217,11 @@ class _Readiness:
 
     async def _watch(self) -> None:
         state = self._state
-        self.loss = await until_lost(state, state.instance, partial(setattr, state, "newest"))
+        self.loss = await until_lost(state, state.instance, self._update)
+        self._changed.notify()
+
+    def _update(self, instance: Instance) -> None:
+        self._state.newest = instance
         self._changed.notify()
 
     async def _probe(self) -> None:
@@ -248,10 +259,13 @@ class _Readiness:
         return attempt
 
     async def _try(self, path: str, timeout: float) -> Attempt:
-        if path == _MODELS:
-            return assess(await self._client.send("GET", path, None, timeout), path)
-        body: dict[str, Any] = {"model": self._state.instance.instance_args.hf_name, **ENDPOINTS[path].probe}
-        return assess(await self._client.send("POST", path, body, timeout), path)
+        method, body = "GET", None
+        if path != _MODELS:
+            model = self._state.instance.instance_args.hf_name
+            method, body = "POST", {"model": model, **ENDPOINTS[path].probe}
+        attempt = assess(await self._client.send(method, path, body, timeout), path)
+        # A successful response can quote the key in an error, too.
+        return evolve(attempt, detail=self._client.excerpt(attempt.detail))
 
     def _key_rejected(self) -> ConfigurationError:
         key = f"inference API key from {self._key_origin}" if self._key_origin else "inference API key"

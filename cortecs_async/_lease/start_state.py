@@ -45,6 +45,7 @@ class StartAttempt:
         claims: The client's other starts.
         on_started: Called with the instance as soon as it is known, even if the caller was cancelled.
         on_sent: Called each time the request is sent.
+        on_refused: Called each time it is certain that the request started nothing.
         bill: Returns the bill of the promise for a request with these arguments (see `Promise.bill`).
         key: The key of its open record, or None if there is none.
         instance_id: The id of its instance, once it is known.
@@ -65,6 +66,7 @@ class StartAttempt:
     claims: Claims
     on_started: Callable[[Instance], None]
     on_sent: Callable[[], object] = bool
+    on_refused: Callable[[], object] = bool
     bill: Callable[[InstanceArgs], Record] = lambda _: {}
     state: StartState = StartState.NOT_STARTED
     key: str | None = None
@@ -123,6 +125,7 @@ class StartAttempt:
         else:
             self.resolved(StartState.NOT_STARTED)
             self.failure = outcome
+            self.on_refused()
 
     def started(self, instance: Instance) -> None:
         self.resolved(StartState.STARTED)
@@ -206,6 +209,12 @@ class RestartAttempt:
     def is_refused(self) -> bool:
         """Return whether nothing was restarted because the service rejected every request sent."""
         return self._has_outcome and not self.may_have_worked
+
+    @property
+    def lacked_capacity(self) -> bool:
+        """Whether nothing was restarted because the service itself reported that there is no capacity."""
+        failure = self.failure
+        return self.is_refused() and failure is not None and failure.status == 503 and bool(failure.reason)
 
     async def end(self, is_restarted: Callable[[], Awaitable[object]]) -> None:
         """Wait until the request has an outcome or `is_restarted` returns, so that no stop overtakes it."""

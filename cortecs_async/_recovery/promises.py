@@ -117,9 +117,7 @@ class Promises:
         self._join()
         key = self.store.new_key()
         self.store.put({
-            "kind": "INTENT",
-            **self._common(key, bill),
-            "args": encode_start(args),
+            "kind": "INTENT", **self._common(key, bill), "args": encode_start(args),
             "baseline": baseline,
             "service_at": service_at, "tag": tag,
         })  # fmt: skip
@@ -166,12 +164,8 @@ class Promises:
         self._join()
         key = key or self.store.new_key()
         self.store.put({
-            "kind": "CREATED",
-            **self._common(key, bill),
-            "args": {},
-            "instance_id": instance_id,
-            "goal": goal,
-            "expires_at": expires_at,
+            "kind": "CREATED", **self._common(key, bill), "args": {},
+            "instance_id": instance_id, "goal": goal, "expires_at": expires_at,
         })  # fmt: skip
         return key
 

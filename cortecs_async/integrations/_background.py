@@ -29,7 +29,7 @@ from ..errors import (
     ServiceUnavailableError,
     TransportError,
 )
-from ..types import Duration, Progress
+from ..types import Duration, Progress, Receipt
 from ._managed import RETRY_AFTER, ManagedInstance, Reason, StartOptions, Unavailable, logger
 
 # After these errors, no new instance is started: it would exceed a limit, leave another instance that cannot
@@ -42,6 +42,9 @@ _REFUSALS = (AuthenticationError, InsufficientBalanceError, PermissionDeniedErro
 
 # Refusals in a row after which no new instance is started, and the minimum seconds between them.
 _MAX_REFUSALS, _REFUSAL_PAUSE = 5, 10.0
+
+# The same if the endpoint of an instance rejects the key, because each of those instances is billed.
+_MAX_BILLED_REFUSALS = 2
 
 _REASONS: tuple[tuple[tuple[type[Exception], ...], Reason], ...] = (
     ((LeaseExpiredError,), "limit_reached"),
@@ -65,7 +68,8 @@ class BackgroundInstance(ManagedInstance):
 
     A lost instance is replaced once it is confirmed to be lost. If starting fails, it is retried after
     `pause`. No new instance is started if that would exceed a limit, if a start request was ambiguous, or
-    after the service has rejected five start requests in a row because of the credentials or the balance.
+    after the service has rejected five start requests in a row because of the credentials or the balance, or
+    the endpoints of two instances in a row the inference API key.
 
     With `idle_timeout`, an instance that the app does not use is released, and the next call of `handle()` or
     `wait()` starts a new one.
@@ -153,7 +157,7 @@ class BackgroundInstance(ManagedInstance):
             logger.info("%s", error)
             self._set(Unavailable("idle", f"{error}"))
         except Exception as error:  # noqa: BLE001  (a credential provider may raise anything)
-            pause = self._pause_after(error)
+            pause = self._pause_after(error, is_billed=_receipt(lease) is not None)
             logger.warning("Could not get an instance for %s: %r", self._model_id, error)
             retry_after = None if pause is None else pause or RETRY_AFTER
             self._set(Unavailable(self._reason(error), str(error) or repr(error), retry_after))
@@ -199,7 +203,7 @@ class BackgroundInstance(ManagedInstance):
         with anyio.move_on_after(_CHECK_TIMEOUT), contextlib.suppress(Exception):
             await anext(self._client.instances.watch(instance_id))
 
-    def _pause_after(self, error: Exception) -> float | None:
+    def _pause_after(self, error: Exception, *, is_billed: bool) -> float | None:
         if isinstance(error, InstanceLostError):
             return 0.0
         if isinstance(error, _FINAL):
@@ -210,7 +214,8 @@ class BackgroundInstance(ManagedInstance):
             self._refusals = 0
             return pause
         self._refusals += 1
-        return None if self._refusals >= _MAX_REFUSALS else max(pause, _REFUSAL_PAUSE)
+        most = _MAX_BILLED_REFUSALS if is_billed else _MAX_REFUSALS
+        return None if self._refusals >= most else max(pause, _REFUSAL_PAUSE)
 
     def _reason(self, error: Exception) -> Reason:
         if isinstance(error, InvalidArgumentError):
@@ -236,11 +241,7 @@ class BackgroundInstance(ManagedInstance):
         )
 
     def _add_usage(self, lease: InstanceLease | None) -> None:
-        try:
-            receipt = lease.receipt if lease is not None else None
-        except InvalidArgumentError:
-            return  # nothing was started
-        if receipt is not None:
+        if (receipt := _receipt(lease)) is not None:
             self._used_seconds += receipt.seconds
             self._used_cost += receipt.cost or 0.0
 
@@ -249,6 +250,14 @@ class BackgroundInstance(ManagedInstance):
             self._set(Unavailable("no_capacity", progress.description))
             return
         self._set(Unavailable("starting", f"the instance is being started: {progress.description}"))
+
+
+def _receipt(lease: InstanceLease | None) -> Receipt | None:
+    """Return the receipt of a lease, or None if nothing was started."""
+    try:
+        return lease.receipt if lease is not None else None
+    except InvalidArgumentError:
+        return None
 
 
 def _is_refusal(error: Exception) -> bool:

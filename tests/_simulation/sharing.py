@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
@@ -299,7 +300,7 @@ class ObservedLease:
     def __init__(self, lease: InstanceLease, history: LeaseHistory, world: Simulation) -> None:
         self._lease, self._history, self._world = lease, history, world
 
-    async def __aenter__(self) -> ObservedLease:
+    async def __aenter__(self) -> Self:
         history = self._history
         history.entered_at = anyio.current_time()
         self._world.histories.append(history)
@@ -311,7 +312,9 @@ class ObservedLease:
         history.body_at, history.instance_id = anyio.current_time(), self._lease.instance_id
         return self
 
-    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         history = self._history
         history.body_ended_at, history.body_error = anyio.current_time(), error
         try:

@@ -15,6 +15,7 @@ from cortecs_async import InvalidArgumentError
 from cortecs_async._api.domain import InstanceArgs, to_hf_name, to_model_id
 from cortecs_async._api.validation import (
     check_body_id,
+    check_hardware,
     check_instance_id,
     check_model_id,
     check_start,
@@ -199,3 +200,18 @@ class TestStart:
             check_start(arguments.pop("model_id"), arguments.pop("hardware_type_id"), **arguments)
         assert next(iter(bad)) in str(caught.value)
         assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "message"),
+    [
+        ("NVIDIA_L4_1, NVIDIA_L40S_1", "is not one id. Pass a list: ['NVIDIA_L4_1', 'NVIDIA_L40S_1']"),
+        (["NVIDIA_L4_1", "cheapest"], "'cheapest' already considers all hardware types"),
+        ("Cheapest", "must be 'cheapest' in lowercase, not 'Cheapest'"),
+        ({"NVIDIA_L4_1"}, "an id, a list of ids in order of preference, or 'cheapest'"),
+    ],
+)
+def test_bad_hardware(hardware: Any, message: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        check_hardware(hardware)
+    assert message in str(caught.value)

@@ -27,7 +27,7 @@ from cortecs_async._cli.batch import _report_facts
 from cortecs_async._cli.batch_display import LineDisplay, LiveDisplay, format_duration, format_number
 from cortecs_async._cli.program import command_line, quote, remember_arguments
 from cortecs_async.emulator import Emulator, Fault
-from cortecs_async.errors import InstanceLostError
+from cortecs_async.errors import CapacityTimeoutError, InstanceLostError
 from cortecs_async.types import (
     BatchProgress,
     BatchReport,
@@ -394,6 +394,8 @@ RECEIPT = Receipt(
     released=True,
 )
 LOST = InstanceLostError("instance instance-1 was lost", instance_id="instance-1")
+REFUSED = CapacityTimeoutError("No capacity for A within 4 s. Nothing was started.", instance_id="")
+REFUSED.add_note("cortecs_async: No hardware type could be used. A answered 503.")
 UNRESOLVED = CortecsError("A start request may have created an instance")
 
 
@@ -403,6 +405,8 @@ UNRESOLVED = CortecsError("A start request may have created an instance")
         ([RECEIPT], LOST, (), {"cost": "about 0.50 EUR", "left running": "nothing", "left": "58"}),
         ([evolve(RECEIPT, cost=None)], LOST, (), {"cost": "unknown", "left running": "nothing"}),
         ([], LOST, (), {"cost": "none, because no instance was started", "left running": "nothing"}),
+        ([], REFUSED, (), {"cost": "none, because no instance was started", "left running": "nothing"}),
+        ([RECEIPT], LOST, (str(REFUSED),), {"left running": "nothing"}),
         ([], UNRESOLVED, (), {"left running": "only the instances and start requests listed above"}),
         (
             [RECEIPT],
@@ -441,7 +445,7 @@ def test_the_facts_of_an_early_end(
     assert found["answered"] == "40 of 100"
     assert found["failed"] == "2, each with an error line"
     assert {name: found.get(name) for name in expected} == expected
-    assert ("cost" in found) == (bool(receipts) or error is LOST)
+    assert ("cost" in found) == (bool(receipts) or error in {LOST, REFUSED})
     assert found["to continue"] == "cortecs-async batch 'in file.jsonl'"
 
 

@@ -32,6 +32,11 @@ async def after(seconds: float, work: Callable[[], Any]) -> None:
     work()
 
 
+async def client_closed_after(seconds: float, client: AsyncCortecs) -> None:
+    await anyio.sleep(seconds)
+    await client.aclose()
+
+
 class TestOneLease:
     async def test_it_starts_when_a_candidate_shows(self, world: World) -> None:
         async with world(capacity=NONE) as (emu, client), anyio.create_task_group() as tasks:
@@ -136,6 +141,45 @@ class TestOneLease:
             began = anyio.current_time()
             async with client.instance(MODEL, capacity_timeout=100):
                 assert anyio.current_time() - began < 40
+
+    async def test_a_closed_client_starts_nothing(self, world: World) -> None:
+        async with world(capacity=NONE) as (emu, client), anyio.create_task_group() as tasks:
+            tasks.start_soon(after, 20, lambda: emu.set_capacity(L40S, 1))
+            tasks.start_soon(client_closed_after, 20, client)
+            with pytest.raises(errors.ClientClosedError):
+                async with client.instance(MODEL, capacity_timeout=3600):
+                    pass
+            assert anyio.current_time() < 60
+            assert emu.ledger == ()
+
+    @pytest.mark.parametrize(("timeout", "starts"), [(600, 0), (20_000, 1)])
+    async def test_a_suspended_machine(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, timeout: float, starts: int
+    ) -> None:
+        slept = [0.0]
+        for module in ("state", "start_state"):
+            monkeypatch.setattr(f"cortecs_async._lease.{module}.suspended", lambda: slept[0])
+        async with world(capacity=NONE) as (emu, client), anyio.create_task_group() as tasks:
+            tasks.start_soon(after, 50, lambda: emu.set_capacity(L40S, 1))
+            tasks.start_soon(after, 50, lambda: slept.append(slept.pop() + 10_000))
+            try:
+                async with client.instance(MODEL, capacity_timeout=timeout, max_lifetime=300) as inst:
+                    assert inst.receipt.seconds < 10
+            except errors.CapacityTimeoutError:
+                assert anyio.current_time() < 100
+            assert len(emu.ledger) == starts
+
+    async def test_a_restart_waits_too(self, world: World) -> None:
+        async with world() as (emu, client), anyio.create_task_group() as tasks:
+            stopped = emu.start_instance(MODEL, L40S)
+            await anyio.sleep(30)
+            emu.stop_instance(stopped)
+            await anyio.sleep(60)
+            emu.set_capacity(L40S, 0)
+            tasks.start_soon(after, 200, lambda: emu.set_capacity(L40S, 1))
+            async with client.instance(MODEL, L40S, reuse=True, capacity_timeout=1000) as inst:
+                assert inst.instance_id == stopped
+            assert [entry.status for entry in emu.ledger] == ["stopped"]
 
     async def test_retry_after_is_respected(self, world: World) -> None:
         async with world(capacity=NONE) as (emu, client):
@@ -345,7 +389,7 @@ class TestManyLeases:
             emu.add_fault(Fault("delay", route="start", seconds=10_000))
             emu.set_capacity(L40S, 2)
             await anyio.sleep(30)
-            assert len(emu.billing) == 0
+            assert not emu.billing
             await anyio.sleep(capacity._MAX_TURN + 40)
             assert len(emu.billing) == 1
             tasks.cancel_scope.cancel()

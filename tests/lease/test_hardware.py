@@ -283,6 +283,18 @@ class TestLeases:
             assert [each.route for each in emu.requests].count("start") == 2
             assert emu.ledger == ()
 
+    async def test_the_note_after_an_unknown_outcome(self, world: World) -> None:
+        async with world(available_lag=600, max_retries=0) as (emu, client):
+            emu.set_capacity(H100, 0)
+            emu.add_fault(Fault("drop", route="start", text=L40S))
+            with pytest.raises(errors.TransportError) as caught:
+                async with client.instance(MODEL, [H100, L40S, L4]):
+                    pass
+            assert caught.value.outcome_unknown
+            assert caught.value.__notes__[0].startswith(
+                "cortecs_async: Other hardware types: NVIDIA_H100_1 answered 503"
+            )
+
     async def test_reuse_looks_for_all_candidates_before_anything_is_started(self, world: World) -> None:
         async with world(capacity={H100: 0}) as (emu, client):
             existing = emu.start_instance(MODEL, L40S)
@@ -302,6 +314,59 @@ class TestLeases:
                     assert inst.receipt.hardware_type_id == H100
                     await anyio.sleep_forever()
             assert math.isclose(anyio.current_time() - began, 175, abs_tol=2), "0.15 EUR are 3 min on it"
+
+    async def test_the_lifetime_of_a_refused_start_does_not_count(self, world: World) -> None:
+        async with world(available_lag=600) as (emu, client):
+            emu.set_capacity(H100, 0)
+            emu.add_fault(Fault("delay", route="start", seconds=28))
+            emu.add_fault(Fault("delay", route="list", seconds=3, times=None))
+            async with client.instance(MODEL, [H100, L40S], max_lifetime=30) as inst:
+                assert inst.receipt.hardware_type_id == L40S
+        async with world() as (emu, client):
+            slow = Fault("status", route="start", status=429, headers={"retry-after": "40"})
+            emu.add_fault(slow)
+            async with client.instance(MODEL, L40S, max_lifetime=30) as inst:
+                assert inst.receipt.seconds < 10
+
+    async def test_a_restart_without_capacity(self, world: World) -> None:
+        async with world() as (emu, client):
+            stopped = emu.start_instance(MODEL, L40S)
+            await anyio.sleep(30)
+            emu.stop_instance(stopped)
+            await anyio.sleep(60)
+            emu.set_capacity(L40S, 0)
+            with pytest.raises(errors.ServiceUnavailableError, match="/instances/restart returned 503"):
+                async with client.instance(MODEL, L40S, reuse=True):
+                    pass
+            async with client.instance(MODEL, [L40S, H100], reuse=True) as inst:
+                assert inst.instance_id != stopped
+                assert inst.receipt.hardware_reason.startswith("second choice: NVIDIA_L40S_1 ")
+            assert emu.existing == (stopped,)
+
+    async def test_after_a_restart_with_an_unknown_outcome_nothing_is_started(self, world: World) -> None:
+        async with world(max_retries=1) as (emu, client):
+            stopped = emu.start_instance(MODEL, L40S)
+            await anyio.sleep(30)
+            emu.stop_instance(stopped)
+            await anyio.sleep(60)
+            emu.set_capacity(L40S, 0)
+            emu.add_fault(Fault("drop", route="restart"))
+            with pytest.raises(errors.CortecsError):
+                async with client.instance(MODEL, [L40S, H100], reuse=True):
+                    pass
+            assert [each.route for each in emu.requests].count("start") == 0
+            assert emu.existing == (stopped,)
+
+    async def test_a_part_of_an_id(self, world: World) -> None:
+        async with world() as (emu, client):
+            for hardware in (["H100", L4], [L4, H100.lower()]):
+                with pytest.raises(
+                    errors.InvalidArgumentError,
+                    match=r"^There is no hardware type (H100|nvidia_h100_1)\. Did you mean NVIDIA_H100_1\?",
+                ):
+                    async with client.instance(MODEL, hardware):
+                        pass
+            assert emu.ledger == ()
 
     async def test_a_ceiling_without_a_choice(self, world: World) -> None:
         async with world() as (emu, client):

@@ -19,7 +19,7 @@ from cortecs_async import ConfigurationError, Progress, errors
 from cortecs_async._http.endpoint import EndpointReply
 from cortecs_async._http.messages import Failure, FailureKind
 from cortecs_async._lease.readiness import Attempt, Verdict, assess
-from cortecs_async.emulator import Emulator, Fault
+from cortecs_async.emulator import Emulator, Fault, _account, _instance
 from cortecs_async.errors import StartTimeoutError
 from cortecs_async.types import Ready
 
@@ -492,3 +492,42 @@ def test_what_an_attempt_keeps_of_a_response() -> None:
     assert assess(Failure(kind=FailureKind.TIMED_OUT, detail="late"), CHAT) == Attempt(
         Verdict.NOT_READY, "late", timed_out=True
     )
+
+
+async def test_a_base_url_that_changes_is_followed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = _instance.instance_json
+
+    def moving(instance: Any, now: float, settings: Any, root_url: str) -> dict[str, Any]:
+        data = original(instance, now, settings, root_url)
+        if data["base_url"] is not None and now < RUNNING + 30:
+            data["base_url"] = f"{root_url}/elsewhere/v1"
+        return data
+
+    monkeypatch.setattr(_account, "instance_json", moving)
+    async with emulated(world) as (emu, client):
+        async with client.instance(MODEL, HARDWARE, ready="answer") as inst:
+            assert inst.base_url == f"{emu.root_url}/inference/{inst.instance_id}/v1"
+            assert inference(emu) == ["chat"]
+            assert RUNNING + 30 <= anyio.current_time() < RUNNING + 50
+        assert emu.existing == ()
+
+
+async def test_an_error_with_status_200_does_not_reveal_the_key(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="cortecs_async")
+    shown: list[str | None] = []
+    async with emulated(world) as (emu, client):
+        body = {"error": {"message": f"Unknown key\n{KEY}." + "x" * 1000}}
+        emu.add_fault(Fault("status", route="chat", status=200, body=body, times=None))
+        with pytest.raises(StartTimeoutError, match=r"an error: Unknown key \*\*\*") as caught:
+            async with client.instance(
+                MODEL,
+                HARDWARE,
+                ready="answer",
+                start_timeout=60,
+                on_progress=lambda each: shown.append(each.probe),
+            ):
+                pass
+    assert KEY not in f"{caught.value} {caplog.text} {shown}"
+    assert len(str(caught.value)) < 600
