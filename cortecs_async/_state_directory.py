@@ -163,8 +163,8 @@ class StateFolder:
         """Remove a file."""
         os.unlink(name, dir_fd=self._fd)
 
-    def remove_socket(self, name: str) -> None:
-        """Remove a socket owned by this user, if there is one.
+    def has_socket(self, name: str) -> bool:
+        """Return whether there is a socket owned by this user.
 
         Raises:
             OSError: if the file is anything else.
@@ -172,8 +172,17 @@ class StateFolder:
         try:
             _check(name, os.stat(name, dir_fd=self._fd, follow_symlinks=False), stat.S_ISSOCK, "a socket")
         except FileNotFoundError:
-            return
-        self.remove(name)
+            return False
+        return True
+
+    def remove_socket(self, name: str) -> None:
+        """Remove a socket owned by this user, if there is one.
+
+        Raises:
+            OSError: if the file is anything else.
+        """
+        if self.has_socket(name):
+            self.remove(name)
 
 
 def leave_alone(directory: Path, names: Iterable[str], problem: object) -> None:

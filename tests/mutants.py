@@ -3460,11 +3460,11 @@ MUTANTS = [
         "cli/test_shared.py::test_url_of_an_instance_that_is_not_running_is_an_error",
     ),
     Mutant(
-        "does not tell the owner of a kept instance to give up its output",
-        "_sharing/server.py",
-        "            self.on_keep()\n",
-        "",
-        "sharing/test_shared.py::test_a_kept_instance_needs_no_process",
+        "lets an owner keep the output of the process that started it",
+        "_sharing/owner_process.py",
+        "await anyio.wait_readable(pipe)",
+        "await anyio.sleep_forever()",
+        "sharing/test_shared_processes.py::test_the_owner_does_not_keep_the_output_of_a_process_that_has_exited",
     ),
     Mutant(
         "ends other children of this process with those of the command of `run`",

@@ -194,7 +194,7 @@ class SharedLease(Endpoint):
         except BaseException as error:
             self._phase = _Phase.ENDED
             if is_closed_coroutine(error):
-                self._membership.stop()
+                self._stop_unawaited()
                 raise
             interruption = await self._leave(error)
             if interruption is not None and not isinstance(error, type(interruption)):
@@ -234,12 +234,12 @@ class SharedLease(Endpoint):
         self._phase = _Phase.ENDED
         maps_of(self).stop()
         if is_closed_coroutine(exc):
-            self._membership.stop()
+            self._stop_unawaited()
             return
         try:
             self._options.loop.check()
         except ConfigurationError as error:
-            self._options.loop.call_soon(self._membership.stop)
+            self._stop_unawaited()
             if exc is None:
                 raise
             add_note(exc, f"Could not leave the shared instance {self._options.name!r} here: {error}")
@@ -328,7 +328,12 @@ class SharedLease(Endpoint):
     def __del__(self) -> None:
         # The constructor may have failed.
         if getattr(self, "_phase", _Phase.ENDED) in {_Phase.STARTING, _Phase.RUNNING}:
-            self._options.loop.call_soon(self._membership.stop)
+            self._stop_unawaited()
+
+    def _stop_unawaited(self) -> None:
+        """Leave without waiting, even if the event loop no longer runs."""
+        if not self._options.loop.call_soon(self._membership.stop):
+            self._membership.disconnect()
 
     def __reduce__(self) -> str:
         raise TypeError("A shared lease cannot be pickled. Send `inst.handle`, or call client.shared there.")

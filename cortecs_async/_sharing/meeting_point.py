@@ -48,6 +48,7 @@ class MeetingPoint:
         """Raise an OSError if the files cannot be used on this machine."""
         with StateFolder(self.address.parent, create=True) as folder:
             os.close(folder.open(self._lock_name, os.O_RDWR | os.O_CREAT))
+            folder.has_socket(self.address.name)  # raises an error if it is anything else
 
     def try_lock(self) -> int | None:
         """Return the descriptor of the lock, or None if another process holds it."""
@@ -138,11 +139,13 @@ class MeetingPoint:
             folder.remove_socket(self.address.name)
 
     def remove(self, lock: int) -> None:
-        """Remove both files if they belong to the holder of this lock."""
+        """Remove both files if they belong to the holder of this lock. A lock with other content stays."""
         if self.is_held(lock):
+            content = os.pread(lock, _LONGEST_NOTE, 0)
             with StateFolder(self.address.parent) as folder:
                 folder.remove_socket(self.address.name)
-                folder.remove(self._lock_name)
+                if not content or _NOTE.fullmatch(content):
+                    folder.remove(self._lock_name)
 
     def restore(self, lock: int) -> tuple[int, socket.socket | None]:
         """Restore removed files, for example after a cleanup of old files. The owner calls this.

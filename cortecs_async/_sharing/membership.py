@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol
 
 import anyio
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 from attrs import asdict
 
 from .._aio.background import BackgroundTask
@@ -105,6 +106,7 @@ class Membership:
         self._has_run = False
         self._is_leaving = False
         self._is_connected = False
+        self._stream: ByteStream | None = None
         self._is_late = False  # it came while the previous instance was being released
         self._problem = ""
         self._has_left = False  # the owner has confirmed it
@@ -124,6 +126,15 @@ class Membership:
         if self._work is not None:
             self._work.stop()
 
+    def disconnect(self) -> None:
+        """End the connection of an event loop that no longer runs, so that this process no longer counts."""
+        self._is_leaving = True
+        if self._stream is not None:
+            connection = self._stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610  (anyio's)
+            if connection is not None:
+                with contextlib.suppress(OSError):  # it is closed
+                    connection.shutdown(socket.SHUT_RDWR)
+
     @property
     def is_usable(self) -> bool:
         """Whether the instance is running, and this process has not left."""
@@ -138,7 +149,8 @@ class Membership:
         if work is None:
             return True
         with anyio.move_on_after(timeout) as waiting:
-            if self._is_connected:
+            # The release of the previous instance does not concern this process.
+            if self._is_connected and not self._is_late:
                 self._outgoing.notify()
                 await work.join()
         work.stop()
@@ -210,6 +222,7 @@ class Membership:
         self._forget_connection()
         try:
             async with await self._connector.connect() as stream:
+                self._stream = stream
                 await stream.send(lines.encode(asdict(self._hello)))
                 self._is_connected = True
                 async with anyio.create_task_group() as tasks:
@@ -223,7 +236,7 @@ class Membership:
         except (OSError, anyio.BrokenResourceError) as error:
             self._problem = str(error)
         finally:
-            self._is_connected = False
+            self._is_connected, self._stream = False, None
         if self._is_over:
             if self._is_leaving and not self._has_left:
                 self._set(Ended(self._unconfirmed()))

@@ -86,7 +86,7 @@ class OwnerProcess:
         self._process = subprocess.Popen(  # noqa: S603  (this very interpreter)
             [sys.executable, *flags, "-c", BOOTSTRAP, str(lock), str(listener), spec, module, *import_path()],
             stdin=subprocess.DEVNULL if job is None else subprocess.PIPE,
-            # The owner writes its errors here once it is ready (see `redirect_stderr`).
+            # The owner writes its errors here once it is ready (see `follow_starter`).
             stdout=_STDERR if _is_open(_STDERR) else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=(lock, listener),
@@ -132,12 +132,20 @@ def redirect_stderr() -> None:
     os.dup2(1, _STDERR)
 
 
-def discard_output() -> None:
-    """In the owner, discard all errors from now on.
+async def follow_starter() -> None:
+    """In the owner, write errors to the stderr of the process that started it, until that process exits.
 
-    If it kept the stderr of the process that started it, a program that reads the output of that process
-    would wait until this one exits.
+    If the owner kept this stderr for longer, a program that reads the output of the other process would wait
+    until the owner exits too.
     """
+    # Only the process that started this one, and its forks, have the other end of this pipe.
+    pipe = os.dup(_STDERR)
+    redirect_stderr()
+    try:
+        # Nothing is ever to read here. This returns once the other end is closed.
+        await anyio.wait_readable(pipe)
+    finally:
+        os.close(pipe)
     devnull = os.open(os.devnull, os.O_WRONLY | O_CLOEXEC)
     for number in (1, _STDERR):
         os.dup2(devnull, number)
@@ -156,7 +164,7 @@ def kill_frozen(pid: int, spec: str) -> None:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return
-    if {BOOTSTRAP.encode(), spec.encode()} <= set(command.split(b"\0")):
+    if {BOOTSTRAP.encode(), os.fsencode(spec)} <= set(command.split(b"\0")):
         with contextlib.suppress(ProcessLookupError):  # another worker was faster
             os.kill(pid, signal.SIGKILL)
 

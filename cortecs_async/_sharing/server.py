@@ -53,7 +53,6 @@ class SharedServer:
         heartbeat: Seconds between two lines to a process.
         new_lease: Returns the lease, given a callback for its progress.
         info: What is known before the instance is usable.
-        on_keep: Called when a process asks to keep the instance.
         state: The state of the instance.
     """
 
@@ -64,7 +63,6 @@ class SharedServer:
     heartbeat: float
     new_lease: Callable[[ProgressCallback], InstanceLease]
     info: SharedInfo
-    on_keep: Callable[[], object] = lambda: None
     state: State = field(factory=Starting)
     _lease: InstanceLease = field(init=False)
     _holders: dict[object, int] = field(factory=dict)
@@ -184,18 +182,24 @@ class SharedServer:
         elif refused := refuse(hello, self.version, self.spec):
             await stream.send(lines.encode({**refused, "pid": os.getpid()}))
         elif hello.wish == "release":
-            await stream.send(lines.encode(encode_info(self._info_now())))
-            if self._holders and not hello.force:
+            # The answer and the decision agree: a process may join or leave while the answer is sent.
+            info, is_refused = self._info_now(), bool(self._holders) and not hello.force
+            if not is_refused:
+                self._end(hello.pid)
+            await stream.send(lines.encode(encode_info(info)))
+            if is_refused:
                 return
-            self._is_kept = False
-            self._is_ending = True
-            if self._holders:
-                self._released_by = hello.pid
-            self._changed.notify()
             async with anyio.create_task_group() as tasks:
                 await self._send_states(stream, tasks.cancel_scope)
         else:
             await self._serve_holder(stream, reader, hello.pid, more)
+
+    def _end(self, released_by: int) -> None:
+        self._is_kept = False
+        self._is_ending = True
+        if self._holders:
+            self._released_by = released_by
+        self._changed.notify()
 
     async def _serve_holder(
         self, stream: ByteStream, reader: LineReader, pid: int, more: list[bytes]
@@ -235,7 +239,6 @@ class SharedServer:
         if message.get("touch"):
             self._touch()
         if message.get("keep") and not self._is_kept:
-            self.on_keep()
             self._is_kept = True
             self._changed.notify()
 

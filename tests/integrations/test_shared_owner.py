@@ -319,6 +319,7 @@ def test_only_an_owner_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     # The owner of another instance, whose id another container has noted for its own owner.
     monkeypatch.setattr(Path, "read_bytes", lambda _: owner_command("{}"))
     owner_process.kill_frozen(4321, '{"model_id": "other"}')
+    owner_process.kill_frozen(4321, "/not-\udcff-utf8/n.sock")
     assert killed == []
     owner_process.kill_frozen(4321, "{}")
     assert killed == [4321]

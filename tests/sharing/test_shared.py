@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,13 +14,18 @@ import pytest
 from _world import HARDWARE, MODEL, World, client_of
 from anyio.abc import TaskGroup
 from anyio.streams.stapled import StapledObjectStream
+from attrs import asdict
 
 from cortecs_async import AsyncCortecs, Progress, errors
 from cortecs_async._client import shared_start
 from cortecs_async._client.shared_owner import new_server
 from cortecs_async._secrets import Hidden
+from cortecs_async._sharing import lines
 from cortecs_async._sharing.connector import SilenceMonitor
+from cortecs_async._sharing.info import decode_info
 from cortecs_async._sharing.lease import SharedLease
+from cortecs_async._sharing.meeting_point import MeetingPoint
+from cortecs_async._sharing.protocol import Hello
 from cortecs_async._sharing.server import SharedServer
 from cortecs_async.emulator import Emulator, Fault
 
@@ -252,6 +258,19 @@ async def test_a_block_that_comes_during_the_release_starts_a_new_instance(shari
         assert (len(machine.owners), emu.existing) == (2, ())
 
 
+async def test_a_cancelled_wait_does_not_wait_for_the_release_of_the_previous_instance(
+    sharing: Sharing,
+) -> None:
+    async with sharing(stop_seconds=60.0) as (emu, machine, client), anyio.create_task_group() as tasks:
+        tasks.start_soon(_enter, shared(client, linger=0))
+        await settled(lambda: machine.owners and machine.owners[0]._info_now().state == "releasing", 600)
+        began = anyio.current_time()
+        with anyio.move_on_after(5):
+            await _enter(shared(client, linger=0))
+        assert anyio.current_time() - began == 5
+        assert len(emu.existing) == 1
+
+
 async def test_an_owner_without_processes_starts_nothing(sharing: Sharing) -> None:
     """The process that has started it was killed before it connected."""
     async with sharing() as (emu, machine, client):
@@ -480,10 +499,7 @@ async def _enter(lease: SharedLease) -> None:
 async def test_a_kept_instance_needs_no_process(sharing: Sharing) -> None:
     async with sharing() as (emu, machine, client):
         async with shared(client, linger=0, max_lifetime="5h") as inst:
-            kept: list[str] = []
-            machine.owners[0].on_keep = lambda: kept.append("kept")
             await inst.keep()
-            assert kept == ["kept"]
         await anyio.sleep(3600)
         assert machine.owners[0]._info_now().state == "kept"
         async with shared(client, linger=0, max_lifetime="5h"):
@@ -491,6 +507,28 @@ async def test_a_kept_instance_needs_no_process(sharing: Sharing) -> None:
         assert machine.owners[0]._info_now().state == "kept"
         await anyio.sleep(4 * 3600)
         assert (emu.existing, len(emu.ledger)) == ((), 1)
+
+
+async def test_the_answer_to_a_release_agrees_with_what_is_done(sharing: Sharing) -> None:
+    """A process joins while the owner still sends the answer."""
+    hello = Hello(wish="release", version="1", pid=1)
+    async with sharing() as (emu, machine, client), anyio.create_task_group() as tasks:
+        async with shared(client):
+            pass
+        to_owner, from_member = anyio.create_memory_object_stream[bytes](10)
+        to_member, from_owner = anyio.create_memory_object_stream[bytes]()
+        with to_owner, from_member, to_member, from_owner:
+            stream: Any = Stream(to_member, from_member)
+            tasks.start_soon(machine.owners[0].serve_connection, stream)
+            await to_owner.send(lines.encode(asdict(hello)))
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(_enter, shared(client))
+            await anyio.wait_all_tasks_blocked()
+            info = decode_info(lines.decode(await from_owner.receive()))
+            assert info is not None
+            assert info.holders == ()
+        await settled(lambda: len(emu.ledger) == 2)
+        assert emu.ledger[0].instance_id not in emu.existing
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -512,3 +550,20 @@ async def test_the_name_is_in_the_owners_journal_and_in_owners(sharing: Sharing)
         found = await machine._client.owners()
         assert found[emu.existing[0]].shared == "bot"
         assert str(found[emu.existing[0]]).endswith("shared as bot")
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "left"), [(b"", []), (b"12 name=bot", []), (b"notes", ["n.lock"]), (b"12\n", ["n.lock"])]
+)
+def test_only_a_lock_that_is_understood_is_removed(state_dir: Path, content: bytes, left: list[str]) -> None:
+    place = MeetingPoint(state_dir / "shared" / "n.sock", "bot")
+    lock = place.try_lock()
+    assert lock is not None
+    os.pwrite(lock, content, 0)
+    place.listen().close()
+    place.remove(lock)
+    os.close(lock)
+    assert [each.name for each in place.address.parent.iterdir()] == left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -36,6 +37,27 @@ async def main():
 anyio.run(main)
 """
 
+CLOSES_ITS_LOOP = """
+import asyncio, gc, sys, time
+from cortecs_async import AsyncCortecs
+
+async def work(entered):
+    client = AsyncCortecs(*sys.argv[2:4], api_base_url=sys.argv[1])
+    async with client.shared("bot", *sys.argv[6:8], max_lifetime="1h", linger=0):
+        entered.set()
+        await asyncio.sleep(1000)
+
+loop = asyncio.new_event_loop()
+entered = asyncio.Event()
+task = loop.create_task(work(entered))
+loop.run_until_complete(entered.wait())
+loop.close()
+del task, loop
+gc.collect()
+print("closed", flush=True)
+time.sleep(1000)
+"""
+
 
 class Machine:
     """Processes that share an instance, and what they share."""
@@ -47,11 +69,11 @@ class Machine:
         self._stack = stack
         self.programs: list[Program] = []
 
-    def start(self, *, linger: float = 0.0, seconds: float = 1000.0) -> Program:
+    def start(self, source: str = MEMBER, *, linger: float = 0.0, seconds: float = 1000.0) -> Program:
         emu, number = self.emu, len(self.programs)
         arguments = (emu.api_base_url, emu.client_id, emu.client_secret, str(linger), str(seconds))
         program = Program(
-            *(MEMBER, *arguments, MODEL, HARDWARE),
+            *(source, *arguments, MODEL, HARDWARE),
             env={"CORTECS_STATE_DIR": str(self._state_dir)},
             log=self._tmp_path / f"log{number}",
         )
@@ -217,3 +239,38 @@ async def test_it_outlives_its_processes_until_it_is_released(state_dir: Path, t
                 await anyio.sleep(60)
         await all_.until_gone(2)
         assert files(state_dir) == []
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_owner_does_not_keep_the_output_of_a_process_that_has_exited(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    async with machine(state_dir, tmp_path) as all_:
+        arguments = (all_.emu.api_base_url, all_.emu.client_id, all_.emu.client_secret, "1000", "0")
+        with anyio.fail_after(60):
+            # This reads stdout and stderr until no process has them.
+            result = await anyio.run_process(
+                [sys.executable, "-P", "-c", MEMBER, *arguments, MODEL, HARDWARE],
+                env={
+                    "PATH": os.defpath,
+                    "CORTECS_STATE_DIR": str(state_dir),
+                    "PYTHONPATH": os.pathsep.join(sys.path),
+                },
+            )
+        assert result.stdout.endswith(b"out\n")
+        async with all_.client() as client:
+            (info,) = await client.shared_instances()
+            assert info.state == "lingering"
+            await client.release_shared("bot")
+        await all_.until_gone()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_process_that_has_closed_its_event_loop_does_not_count(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    async with machine(state_dir, tmp_path) as all_:
+        program = all_.start(CLOSES_ITS_LOOP)
+        await until(lambda: "closed" in program.output, 60)
+        await all_.until_gone()
+        assert not program.has_ended
