@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cortecs_async._errors import GuardError
-from cortecs_async._recovery.records import Record
+from cortecs_async._recovery.promise import Promise
+from cortecs_async._recovery.records import JournalState, Record
 
 
 class StubReaper:
@@ -28,6 +29,14 @@ class StubReaper:
     @property
     def kinds(self) -> list[str]:
         return [each["kind"] for each in self.sent]
+
+    @property
+    def promises(self) -> list[Promise]:
+        """The promises that a real reaper would have open."""
+        state = JournalState()
+        for message in self.sent:
+            state.apply(message)
+        return [*state.promises.values()]
 
     def start(self) -> None:
         if self.problem:

@@ -1605,7 +1605,7 @@ MUTANTS = [
     Mutant(
         "has a reaper that lets the instance of a hung program run",
         "_recovery/promise.py",
-        "None if self.held else self.idle_at",
+        "None if self.held and not self.is_watched else self.idle_at",
         "None",
         "recovery/test_reaper.py::test_a_living_parents_promise_is_due_at_the_earlier_limit",
     ),

@@ -172,9 +172,16 @@ def _print_csv(report: CostReport, by: str) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: sanitize(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     click.echo(text.getvalue(), nl=False)
 
+
+def _cell(value: object) -> object:
+    # A spreadsheet would run a project named like a formula. The quote makes it text.
+    return sanitize(f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value)
+
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 _ROW_FIELDS = ("key", "leases", "failed", "unknown", "seconds", "cost", "currency")
 _LEASE_FIELDS = (

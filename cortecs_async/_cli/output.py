@@ -191,6 +191,9 @@ def _missing_text(error: MissingCredentialsError) -> str:
 def stdout_console() -> Console:
     """Return a console for standard output. Without a terminal, it has no colors and does not wrap."""
     is_terminal = sys.stdout.isatty()
+    # A name with a character that the encoding does not have must not end the command.
+    if callable(reconfigure := getattr(sys.stdout, "reconfigure", None)):
+        reconfigure(errors="replace")
     return Console(highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else _UNLIMITED)
 
 

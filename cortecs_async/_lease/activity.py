@@ -19,7 +19,7 @@ P = ParamSpec("P")
 _MAX_SILENCE = 600.0
 
 # Seconds between two messages to the reaper: a share of the timeout, within limits.
-_INTERVAL_SHARE, _MIN_INTERVAL, _MAX_INTERVAL = 0.25, 1.0, 60.0
+_INTERVAL_SHARE, _MIN_INTERVAL, _MAX_INTERVAL = 0.125, 1.0, 30.0
 
 # The share of the timeout, and the maximum in seconds, between two checks of the requests in flight.
 _CHECK_SHARE, _MAX_CHECK_INTERVAL = 0.25, 10.0
@@ -78,7 +78,8 @@ class Activity:
         self._last = max(self._last, now)
         if now - self._announced >= self._interval and (announce := self._announce) is not None:
             self._announced = now
-            announce(self.timeout + self._interval)
+            # Twice, because on a busy machine, the next message may be late.
+            announce(self.timeout + 2 * self._interval)
 
     def check(self) -> None:
         """Record the requests in flight."""

@@ -137,7 +137,9 @@ def start_options(
 
 def _check_project(project: str | None) -> str | None:
     if project is None:
-        return os.environ.get(_PROJECT_VARIABLE, "").strip()[:_LONGEST_PROJECT] or None
+        # A variable that is not a name must not prevent a start.
+        name = "".join(filter(str.isprintable, os.environ.get(_PROJECT_VARIABLE, "")))
+        return name.strip()[:_LONGEST_PROJECT] or None
     if not isinstance(project, str) or not project.strip():
         raise InvalidArgumentError(f"project must be a name, not {project!r}")
     if not project.isprintable() or len(project) > _LONGEST_PROJECT:

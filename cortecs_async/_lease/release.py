@@ -211,6 +211,8 @@ class Release:
             # An instance that is kept was handed over when the block began.
             if self.goal is not None or self.held.instance_id is None:
                 promises.record_gone(key)
+            else:
+                promises.record_kept(key)
         elif not isinstance(self.failure, AmbiguousStartError):
             promises.record_abandoned(key)
 

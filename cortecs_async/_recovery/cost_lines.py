@@ -40,6 +40,9 @@ CostOutcome = Literal[
     "unreleased",
 ]
 
+# The year 9999, as Unix time.
+_END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
+
 # The instance still runs, as far as the line knows.
 _UNFINISHED = frozenset({"kept", "unreleased"})
 
@@ -234,12 +237,12 @@ def parse_line(data: bytes) -> LeaseCost | None:
             instance_id=_required(line, "instance_id"),
             model=_text(line, "model"),
             hardware_type_id=_text(line, "hardware_type_id"),
-            num_workers=int(_number(line, "num_workers") or 1),
+            num_workers=max(int(_number(line, "num_workers") or 1), 1),
             billing_interval=_text(line, "billing_interval"),
             project=_text(line, "project"),
             outcome=_required(line, "outcome"),
-            started_at=datetime.fromisoformat(line["started_at"]).timestamp(),
-            ended_at=datetime.fromisoformat(line["ended_at"]).timestamp(),
+            started_at=_moment(line["started_at"]),
+            ended_at=_moment(line["ended_at"]),
             seconds=_number(line, "seconds"),
             interval_price=_number(line, "interval_price"),
             cost=_number(line, "cost"),
@@ -290,6 +293,14 @@ def priced(lease: LeaseCost, interval_price: float | None) -> LeaseCost:
 
 def _iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+
+
+def _moment(text: str) -> float:
+    moment = datetime.fromisoformat(text).timestamp()
+    # Others cannot be shown in each time zone.
+    if not 0 <= moment < _END_OF_TIME:
+        raise ValueError(f"{text} is not a time of a lease")
+    return moment
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:

@@ -26,6 +26,8 @@ class Promise:
             activity, or None. Only a reaper whose parent lives acts on it. It is never in a journal, where
             it would be stale: `sweep` would delete an instance that is in use.
         held: The instance was handed over (`acquire`). It is released at `expires_at`, not before.
+        is_watched: The instance was handed over, but until the end of its block, `idle_at` counts. Another
+            process never sees such a promise without a limit: for it, only the holder releases the instance.
         seen: A reading has shown the instance, so it does not count as missing because it is new.
         unanswered: The start request is unresolved: its response was lost or does not show whether it worked.
         abandoned: Its process gave up on the search for the instance or on its release.
@@ -47,6 +49,7 @@ class Promise:
         self.expires_at: float | None = None
         self.idle_at: float | None = None
         self.held: bool = False
+        self.is_watched: bool = False
         self.seen: bool = False
         self.unanswered: bool = False
         self.abandoned: bool = False
@@ -65,16 +68,20 @@ class Promise:
             return self.expires_at if self.held else 0.0
         if self.abandoned:
             return 0.0
-        limits = [self.expires_at, None if self.held else self.idle_at]
+        limits = [self.expires_at, self._idle_at]
         ends = [each for each in limits if each is not None and self.instance_id is not None]
         return min(ends) + grace if ends else None
 
     @property
+    def _idle_at(self) -> float | None:
+        return None if self.held and not self.is_watched else self.idle_at
+
+    @property
     def is_idle_first(self) -> bool:
         """Whether `idle_at` comes before `expires_at`, so that it ends an instance whose owner lives."""
-        if self.idle_at is None or self.held:
+        if (idle_at := self._idle_at) is None:
             return False
-        return self.expires_at is None or self.idle_at <= self.expires_at
+        return self.expires_at is None or idle_at <= self.expires_at
 
     def is_due(self, now: float, *, owner_lives: bool, grace: float = 0.0) -> bool:
         """Return whether another process should fulfill the promise at a Unix time."""

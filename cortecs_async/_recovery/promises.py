@@ -184,9 +184,17 @@ class Promises:
             self.store.put({"kind": "IDLE", "entry": key, "idle_at": idle_at})
             self._commit_soon()
 
-    def record_handed_over(self, key: str) -> None:
-        """Record that the caller owns the instance from now on, until it expires."""
-        self.store.put({"kind": "HELD", "entry": key})
+    def record_handed_over(self, key: str, *, is_watched: bool = False) -> None:
+        """Record that the caller owns the instance from now on, until it expires.
+
+        With `is_watched`, a living reaper still acts on its idle times, until `record_kept`.
+        """
+        self.store.put({"kind": "HELD", "entry": key, **({"watched": True} if is_watched else {})})
+
+    def record_kept(self, key: str) -> None:
+        """Record that the block of an instance that was handed over has ended."""
+        if (promise := self.store.state.promises.get(key)) is not None and promise.is_watched:
+            self.record_handed_over(key)
 
     def record_gone(self, key: str) -> None:
         """Record that the promise is fulfilled, or that there was nothing to release."""

@@ -145,12 +145,13 @@ class Reaper:
         due = min(map(self._due_at, self._not_begun()), default=math.inf)
         return None if math.isinf(due) else due
 
-    def recover_due(self) -> None:
+    def recover_due(self, now: float | None = None) -> None:
         """Release, in a thread, any instances that the living parent failed to release.
 
         The parent gave up, or its event loop is blocked past the lifetime or the idle timeout of a lease.
+        `now` is the Unix time by which all messages were received.
         """
-        now = self._wall_clock()
+        now = self._wall_clock() if now is None else now
         due = [each for each in self._not_begun() if self._due_at(each) <= now]
         if due:
             thread = threading.Thread(target=self._work, args=(due,))
@@ -191,10 +192,10 @@ class Reaper:
         self._locked = locked
         with self._lock:
             workers = set(self._workers.values())
-        pending = self._not_begun()
         if self.state.promises:
             # So that other processes, which may die at the same time, know that these starts have no owner.
             self._report({"kind": "ORPHANED"})
+        pending = self._not_begun()
         if pending:
             time.sleep(_IN_FLIGHT_DELAY)
             self._recover(pending)
@@ -288,7 +289,8 @@ def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
     reaper = Reaper(parent.send, reap, clock, rehearsals.begin)
     buffer = b""
     while not reaper.has_bye:
-        ready = select.select([stdin, *rehearsals.fds], [], [], _wait(reaper, parent, clock()))[0]
+        now = clock()
+        ready = select.select([stdin, *rehearsals.fds], [], [], _wait(reaper, parent, now))[0]
         for fd in rehearsals.fds:
             if fd in ready:
                 rehearsals.end(fd)
@@ -299,7 +301,9 @@ def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
             complete, newline, buffer = (buffer + chunk).rpartition(b"\n")
             for message in decode(complete + newline):
                 reaper.receive(_by_clock(message, clock))
-        reaper.recover_due()
+        else:
+            # Only once no message is waiting: after a pause of this process, one may report activity.
+            reaper.recover_due(now)
     rehearsals.cancel()
     if not reaper.has_bye:
         reaper.recover_after_parent()

@@ -162,7 +162,7 @@ def _records_of(promise: Promise) -> Iterable[Record]:
     if promise.unanswered:
         yield {"kind": "UNANSWERED", "entry": promise.key}
     if promise.held:
-        yield {"kind": "HELD", "entry": promise.key}
+        yield {"kind": "HELD", "entry": promise.key, **({"watched": True} if promise.is_watched else {})}
     if promise.abandoned:
         yield {"kind": "ABANDONED", "entry": promise.key}
     if promise.candidates:
@@ -230,16 +230,27 @@ def _apply_created(state: JournalState, record: Record) -> None:
     _add_bill(promise, record)
     promise.expires_at = None if expires_at is None else float(expires_at)
     promise.goal, promise.instance_id = goal, instance_id
-    promise.held = False  # this package manages it again
+    promise.held = promise.is_watched = False  # this package manages it again
     state.promises[promise.key] = promise
 
 
 def _apply_held(state: JournalState, record: Record) -> None:
     if promise := state.promises.get(_text(record["entry"])):
-        promise.held = True
-        if promise.expires_at is None:
-            # Only the holder will ever release it.
-            state.close(promise.key)
+        promise.held, promise.is_watched = True, record.get("watched") is True
+        _close_unlimited(state, promise)
+
+
+def _close_unlimited(state: JournalState, promise: Promise) -> None:
+    if promise.held and promise.expires_at is None and not promise.is_watched:
+        # Only the holder will ever release it.
+        state.close(promise.key)
+
+
+def _end_watches(state: JournalState) -> None:
+    """Forget the idle times, which only a reaper whose parent lives acts on."""
+    for promise in [*state.promises.values()]:
+        promise.is_watched = False
+        _close_unlimited(state, promise)
 
 
 def _apply_seen(state: JournalState, record: Record) -> None:
@@ -288,6 +299,7 @@ def _apply_past(state: JournalState, record: Record) -> None:
 
 def _apply_orphaned(state: JournalState, _: Record) -> None:
     state.is_orphaned = True
+    _end_watches(state)
 
 
 def _apply_note(_: JournalState, __: Record) -> None:
@@ -345,6 +357,7 @@ def fold(data: bytes) -> JournalState:
         if record is None or not state.apply(record):
             state.num_unreadable += 1
     state.num_unreadable += not is_torn(rest)
+    _end_watches(state)
     if state.has_other_format:
         for record in decode(data):
             candidates = record.get("candidates")

@@ -126,7 +126,7 @@ class Recovery:
 
     async def _release(self, pending: PendingPromise, instance_id: str) -> None:
         promise = pending.promise
-        held_until = promise.expires_at if promise.held else None
+        held_until = promise.expires_at if promise.held and not promise.is_idle_first else None
         if held_until is not None and await self._wait_for_holder(instance_id, held_until):
             self._close(pending, instance_id, stopped_at=None)
             self.results[pending] = RecoveryResult(state="gone", instance_id=instance_id)

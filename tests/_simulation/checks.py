@@ -611,7 +611,7 @@ class Checker:
         may_fail = (
             bool(run.plan.faults or run.plan.outages or run.plan.kills) or run.plan.rotated_at is not None
         )
-        has_reaper = run.processes[history.process].plan.guard and history.plan.on_exit in {"delete", "stop"}
+        has_reaper = run.processes[history.process].plan.guard
         if history.hung_until <= due_at or may_fail or not has_reaper:
             return
         stopped_at = self._ledger[instance_id].stopped_at

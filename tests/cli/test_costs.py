@@ -124,3 +124,18 @@ def test_a_project_from_a_file_cannot_control_the_terminal(ledger: CostLedger) -
     add(ledger, "e5", project="\x1b[31mred")
     for arguments in ([], ["--csv"], ["--json"], ["--by", "lease"]):
         assert "\x1b" not in call_command("costs", *arguments).stdout
+
+
+def test_a_project_named_like_a_formula_is_text_in_a_spreadsheet(ledger: CostLedger) -> None:
+    for number, project in enumerate(["=1+1", "+1", "-1", "@SUM(A1)"]):
+        add(ledger, f"f{number}", project=project)
+    rows = csv.DictReader(io.StringIO(call_command("costs", "--csv").stdout))
+    keys = {row["key"] for row in rows}
+    assert keys == {"'+1", "'-1", "'=1+1", "'@SUM(A1)", "search", "agents"}
+
+
+def test_a_name_that_the_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    stdout_console().print("\N{GRINNING FACE} day")
+    assert written.getvalue().strip() == b"? day"

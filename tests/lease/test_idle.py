@@ -463,7 +463,7 @@ async def test_an_idle_timeout_sends_no_requests(world: World) -> None:
 # --- Activity -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("timeout", "interval"), [(2.0, 1.0), (60.0, 15.0), (7200.0, 60.0)])
+@pytest.mark.parametrize(("timeout", "interval"), [(2.0, 1.0), (60.0, 7.5), (7200.0, 30.0)])
 def test_a_busy_lease_announces_its_activity_seldom(timeout: float, interval: float) -> None:
     clock = Clock()
     activity = clock.activity(timeout)
@@ -475,8 +475,8 @@ def test_a_busy_lease_announces_its_activity_seldom(timeout: float, interval: fl
     assert moments[0] == 0
     assert moments == [interval * number for number in range(len(moments))]
     assert len(moments) >= 10
-    # The reaper leaves the client time for the next announcement.
-    assert {seconds for _, seconds in clock.announced} == {timeout + interval}
+    # The reaper leaves the client time for the next announcement, even if it is late.
+    assert {seconds for _, seconds in clock.announced} == {timeout + 2 * interval}
     activity.end()
     clock.now += interval
     activity.touch()
@@ -527,7 +527,7 @@ async def test_the_reaper_hears_of_activity_and_the_journal_does_not(
             idle = [each for each in reapers[-1].sent if each["kind"] == "IDLE"]
             wall = client._wiring.promises.system.wall_clock() - anyio.current_time()
             assert [each["idle_at"] - wall - began for each in idle] == pytest.approx(
-                [60.0 * number + TIMEOUT + 60 for number in range(11)]
+                [30.0 * number + TIMEOUT + 60 for number in range(21)]
             )
             assert {each["entry"] for each in idle} == {inst._state.held.key}
             # A new reaper gets the last one, and the journal none, not even when it is rewritten.
@@ -541,6 +541,37 @@ async def test_the_reaper_hears_of_activity_and_the_journal_does_not(
             store._journal.rewrite(store.state.snapshot())
             assert "IDLE" not in path.read_text()
             assert [state.problem for _, state in read_journals(journals)] == [""]
+
+
+@pytest.mark.parametrize(
+    ("limit", "error"),
+    [({"idle_timeout": 60}, errors.LeaseIdleError), ({"max_lifetime": 200}, errors.LeaseExpiredError)],
+)
+async def test_a_hang_at_the_end_of_a_block_does_not_leave_a_kept_instance_unclear(
+    world: World, limit: Any, error: type[Exception]
+) -> None:
+    async with world() as (emu, client):
+        with pytest.raises(error):
+            async with client.instance(MODEL, HARDWARE, on_exit="keep", **limit):
+                block_the_loop(1000)
+        assert emu.billing == ()
+
+
+@pytest.mark.parametrize("max_lifetime", [None, 5000.0])
+async def test_the_reaper_ends_a_kept_instance_of_a_hung_program_but_not_after_the_block(
+    world: World, journals: Path, reapers: list[StubReaper], max_lifetime: float | None
+) -> None:
+    async with world(journal="auto", guard="auto") as (emu, client):
+        options: Any = {"on_exit": "keep", "idle_timeout": 60, "max_lifetime": max_lifetime}
+        async with client.instance(MODEL, HARDWARE, **options) as inst:
+            inst.touch()
+            wall = client._wiring.promises.system.wall_clock()
+            await client._wiring.promises.flush()
+            (promise,) = reapers[-1].promises
+            assert promise.is_due(wall + 76, owner_lives=True)
+            assert not promise.needs_recovery(wall + 76)
+        assert not any(each.is_due(wall + 76, owner_lives=True) for each in reapers[-1].promises)
+        assert len(emu.billing) == 1
 
 
 async def test_a_finished_lease_is_not_open_again_because_of_a_late_message(

@@ -84,6 +84,19 @@ async def test_a_lease_writes_what_it_cost(world: World, journals: Path) -> None
         assert emu.client_secret not in file.read_text()
 
 
+@pytest.mark.parametrize(
+    ("value", "project"), [("search", "search"), (" \x1b[31mred\n\udcff ", "[31mred"), ("\t", ""), ("", "")]
+)
+async def test_the_variable_for_the_project_never_prevents_a_start(
+    world: World, journals: Path, monkeypatch: pytest.MonkeyPatch, value: str, project: str
+) -> None:
+    monkeypatch.setenv("CORTECS_PROJECT", value)
+    async with world(journal="auto") as (_, client):
+        async with client.instance(MODEL, HARDWARE):
+            pass
+        assert [each.project for each in await spent(client)] == [project]
+
+
 async def test_a_lease_sends_the_same_requests_as_without_a_ledger(world: World, journals: Path) -> None:
     routes: list[list[str | None]] = []
     for journal in ("off", "auto"):
@@ -455,6 +468,8 @@ def test_a_torn_line_is_skipped_and_does_not_harm_the_next_one(ledger: CostLedge
         json.dumps({**line(), "format": 2}),
         json.dumps({**line(), "ended_at": "yesterday"}),
         json.dumps({**line(), "ended_at": 7}),
+        json.dumps({**line(), "ended_at": "9999-12-31T23:59:59+00:00"}),
+        json.dumps({**line(), "started_at": "0001-01-01T00:00:00+00:00"}),
         json.dumps({**line(), "instance_id": None}),
         json.dumps({**line(), "num_workers": 1}).replace('"lease_id"', '"x"'),
     ],
@@ -467,6 +482,8 @@ def test_a_torn_line_is_skipped_and_does_not_harm_the_next_one(ledger: CostLedge
         "other format",
         "no time",
         "odd time",
+        "no day in the east",
+        "no day in the west",
         "no instance",
         "no id",
     ],
@@ -477,6 +494,10 @@ def test_a_line_that_cannot_be_parsed_is_counted(ledger: CostLedger, text: str) 
     file.write_text(f"{text}\n{file.read_text()}\n\n")
     content = ledger.read(API)
     assert (len(content.leases), content.num_unreadable) == (1, 1)
+
+
+def test_a_part_of_a_worker_is_a_worker() -> None:
+    assert [each.num_workers for each in parsed({**line(), "num_workers": 0.5})] == [1]
 
 
 def test_lines_may_gain_fields(ledger: CostLedger) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from cortecs_async._recovery.promise import Promise
 from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.reaper_check import check_reaper
 from cortecs_async._recovery.reaper_process import ReaperProcess
-from cortecs_async._recovery.records import JournalState, Record, encode
+from cortecs_async._recovery.records import JournalState, Record, encode, fold
 from cortecs_async._recovery.store import PromiseStore
 from cortecs_async.emulator import serve_emulator
 
@@ -567,6 +568,42 @@ def test_an_idle_time_ends_no_instance_that_was_handed_over_or_whose_owner_is_de
     assert promise.due_at(owner_lives=True) == promise.due_at(owner_lives=False) == 900.0
     assert "IDLE" not in {each["kind"] for each in state.snapshot()}
     assert state.idle_times() == [idle_message(5.0)]
+
+
+@pytest.mark.parametrize("expires_at", [None, 900.0])
+def test_a_kept_instance_is_idle_until_its_block_ends_or_its_owner_dies(expires_at: float | None) -> None:
+    messages = [created(expires_at=expires_at), {"kind": "HELD", "entry": "e1", "watched": True}]
+    state = state_of(*messages, idle_message(5.0))
+    (promise,) = state.promises.values()
+    assert promise.due_at(owner_lives=True) == 5.0
+    assert promise.is_idle_first
+    # A new reaper gets all of it. A journal, which other processes read, has only the limit.
+    again = state_of(*state.snapshot(), *state.idle_times())
+    assert again.promises["e1"].due_at(owner_lives=True) == 5.0
+    written = fold(encode([{"kind": "OWNER", "format": 1}, *state.snapshot()]))
+    assert [*written.promises] == ([] if expires_at is None else ["e1"])
+    for end in ({"kind": "HELD", "entry": "e1"}, {"kind": "ORPHANED"}):
+        state = state_of(*messages, idle_message(5.0), end, idle_message(6.0))
+        dues = [(each.due_at(owner_lives=True), each.is_idle_first) for each in state.promises.values()]
+        assert dues == ([] if expires_at is None else [(expires_at, False)])
+        assert not dues or state.promises["e1"].due_at(owner_lives=False) == expires_at
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the size of a pipe cannot be set")
+def test_a_reaper_that_was_paused_first_reads_all_messages() -> None:
+    fcntl = pytest.importorskip("fcntl")
+    source, sink = os.pipe()
+    said, says = os.pipe()
+    fcntl.fcntl(sink, fcntl.F_SETPIPE_SZ, 1 << 19)
+    now = time.time()
+    padding = [{"kind": "NOTE", "text": "x" * 1000}] * 200  # more than it reads at once
+    messages = [created(), idle_message(now - 100.0), *padding, idle_message(now + 900.0), {"kind": "BYE"}]
+    os.write(sink, encode({**each, "number": number} for number, each in enumerate(messages)))
+    reaped: list[Promise] = []
+    _reaper.serve(source, says, lambda _, promises, *__: reaped.extend(promises))
+    assert reaped == []
+    for fd in (source, sink, said, says):
+        os.close(fd)
 
 
 def idle_message(idle_at: Any) -> Record:
