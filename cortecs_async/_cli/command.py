@@ -41,6 +41,12 @@ _OTHER_NAMES = {
     "mock": "emulator",
 }
 
+# Options that a command cannot have, and why.
+_MISSING_OPTIONS = dict.fromkeys(
+    [("run", "--idle-timeout"), ("start", "--idle-timeout")],
+    "No process sees all requests to the instance, so there is no --idle-timeout. Use --max-lifetime.",
+)
+
 
 class _HelpFormatter(click.HelpFormatter):
     """Wraps only at spaces, in the terminal's width. click breaks at hyphens and assumes 50 columns."""
@@ -108,6 +114,16 @@ class Command(click.Command):
         """Return the summary, which is never truncated."""
         del limit
         return self.summary
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments. Explain an option that this command cannot have."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            reason = _MISSING_OPTIONS.get((str(self.name), error.option_name))
+            if reason is None:
+                raise
+            raise click.UsageError(reason, ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Apply the global options and run the command."""

@@ -76,7 +76,7 @@ max_price_option = click.option(
 capacity_timeout_option = click.option(
     "--capacity-timeout",
     type=duration,
-    help="If no hardware is available, wait for it up to this time. Waiting costs nothing.",
+    help="If no hardware is available, wait for up to this time. Waiting costs nothing.",
 )
 idle_timeout_option = click.option(
     "--idle-timeout", type=duration, help="Delete an instance after this time without a request."

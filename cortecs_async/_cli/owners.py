@@ -49,7 +49,7 @@ def short_owner_words(owner: Owner | None) -> str:
         return UNMANAGED
     words = {"mine": "this top", "held": "acquired", "orphan": "left behind"}
     if owner.shared and owner.kind == "process":
-        # Its process id says nothing to the people who share it.
+        # People who share it know its name, not its process id.
         name = owner.shared
         return f"shared {name if len(name) <= _SHORT_NAME else f'{name[: _SHORT_NAME - 1]}…'}"
     return words.get(owner.kind) or f"pid {_host_and_pid(owner)[1]}"

@@ -98,7 +98,7 @@ _name_argument = click.argument("name", shell_complete=_complete)
 @click.option(
     "--idle-timeout",
     type=duration,
-    help="Delete the instance after this time without a request of a program that uses client.shared. "
+    help="Delete the instance after this time without a request from a program that uses client.shared. "
     "Other requests to its URL do not count.",
 )
 @click.option(
@@ -106,7 +106,7 @@ _name_argument = click.argument("name", shell_complete=_complete)
     type=duration_or_zero,
     metavar="DURATION",
     default="5m",
-    help="For programs that share the instance: pass the same value as they do. `up` ignores it.",
+    help="Must be the linger of the programs that use client.shared. `up` itself ignores it.",
 )
 @json_option("Print the instance as JSON, not just its URL.")
 def up(name: str, model: str, hardware: Hardware, as_json: bool, **options: Any) -> None:
@@ -143,7 +143,7 @@ def url(name: str, env: bool, as_json: bool) -> None:
     found = run_async(_list)
     info = _pick(name, found)
     if info.base_url is None:
-        raise click.ClickException(f'"{name}" has no URL: it is {info.state}. {_advice(info)}')
+        raise click.ClickException(f'"{name}" has no URL, because it is {info.state}. {_advice(info)}')
     _print(info, env=env, as_json=as_json)
 
 
@@ -152,8 +152,8 @@ def url(name: str, env: bool, as_json: bool) -> None:
 def ps(as_json: bool) -> None:
     """List the instances on this machine that have a name.
 
-    They were started by `up` or client.shared. Without credentials, those of all accounts are listed. The
-    pids are the processes that use an instance. The cost is an estimate. Does not send any requests to the
+    They were started by `up` or client.shared. The pids are the processes that use an instance. The cost is
+    an estimate. Without credentials, the list includes all accounts. Does not send any requests to the
     service.
     """
     found = run_async(_list)
@@ -171,7 +171,12 @@ def ps(as_json: bool) -> None:
 
 @cli_command(examples=("cortecs-async down dev", "cortecs-async down dev --force --timeout 5m"))
 @_name_argument
-@click.option("-f", "--force", is_flag=True, help="Delete the instance although other processes use it.")
+@click.option(
+    "-f",
+    "--force",
+    is_flag=True,
+    help="Delete the instance even if other processes use it or its owner process does not respond.",
+)
 @click.option("--timeout", type=duration, default="2m", help="Stop waiting after this time.")
 def down(name: str, force: bool, timeout: float) -> None:
     """Delete an instance that was started under a name.
@@ -185,12 +190,12 @@ def down(name: str, force: bool, timeout: float) -> None:
             "Its owner process did not respond and was killed. The reaper deletes the instance soon."
         )
         return
-    words = "ended" if released.instance_id is None else f"deleted {released.instance_id}"
+    words = "released" if released.instance_id is None else f"deleted {released.instance_id}"
     click.echo(one_line(f"{name}  {words}"))
 
 
 async def _up(name: str, model: str, hardware: Hardware, options: dict[str, Any], as_json: bool) -> None:
-    # Another process, the owner, starts the instance, and has the reaper.
+    # No reaper here: another process, the owner, starts the instance and has one.
     async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="off") as client:
         found = await _find(client, name)
         was_there = found is not None and found.state != "releasing"
@@ -210,7 +215,7 @@ async def _up(name: str, model: str, hardware: Hardware, options: dict[str, Any]
             raise
         info = await _find(client, name)
     if info is None or info.base_url is None:
-        raise CortecsError(f'"{name}" has ended again. Run `cortecs-async ps` to check.')
+        raise CortecsError(f'"{name}" is no longer running. Run `cortecs-async ps` to check.')
     try:
         _print(info, env=False, as_json=as_json)
     except OSError:
@@ -281,7 +286,7 @@ def _pick(name: str, found: Sequence[SharedInfo]) -> SharedInfo:
     if named:
         return named[0]
     names = [each.name for each in found]
-    known = f" Known names: {', '.join(names)}." if names else " There are none."
+    known = f" Known names: {', '.join(names)}." if names else ""
     raise click.ClickException(
         sanitize(f'There is no shared instance "{name}".{did_you_mean(nearest(name, names)) or known}')
     )
@@ -292,7 +297,7 @@ def _advice(info: SharedInfo) -> str:
         return f"Run `cortecs-async up {info.name}` again with the same arguments to wait for it."
     if info.state == "releasing":
         return "Start it again with `cortecs-async up`."
-    return f"To end it, run `cortecs-async down --force {info.name}`."
+    return f"To delete it, run `cortecs-async down --force {info.name}`."
 
 
 def _print(info: SharedInfo, *, env: bool, as_json: bool) -> None:
@@ -306,7 +311,7 @@ def _print(info: SharedInfo, *, env: bool, as_json: bool) -> None:
 
 
 def _end(info: SharedInfo) -> str:
-    return "at a limit" if info.expires_at is None else format_time(info.expires_at)
+    return "when it reaches a limit" if info.expires_at is None else format_time(info.expires_at)
 
 
 def _cells(info: SharedInfo, now: float) -> tuple[object, ...]:

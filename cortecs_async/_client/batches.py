@@ -97,8 +97,8 @@ class BatchMethods:
             max_price_per_hour: Maximum list price per hour of each instance, as in `instance`.
             capacity_timeout: Maximum time to wait for free capacity for each instance, as in `instance`.
             ready: When an instance gets its first requests, as in `instance`. Default: `answer`.
-            idle_timeout: Maximum time in which an instance gets no request and sends no answer, as in
-                `instance`. Default: no limit.
+            idle_timeout: Maximum time in which an instance gets no request and sends no answer. Others
+                continue. See `instance`. Default: no limit.
             project: Same as in `instance`.
             instances: How many instances to use, at most one per request. Default: 1. If one is lost, the
                 others take over its requests.

@@ -120,6 +120,8 @@ async def costs(
     now = promises.system.wall_clock()
     first = 0.0 if since is None else as_moment("since", since, now)
     end = None if until is None else as_moment("until", until, now)
+    if end is not None and first >= end:
+        raise InvalidArgumentError(f"The period is empty: since ({since!r}) is not before until ({until!r})")
     content = await promises.system.off_loop(partial(promises.store.ledger.read, promises.api, first))
     leases = tuple(
         sorted(
@@ -207,7 +209,7 @@ def _group(key: str, leases: Sequence[LeaseCost]) -> tuple[CostRow, ...]:
             leases=len(part),
             failed=sum(each.outcome == "failed" for each in part),
             unknown=sum(each.cost is None for each in part),
-            seconds=sum(each.seconds or 0.0 for each in part),
+            seconds=round(sum(each.seconds or 0.0 for each in part), 3),
             cost=_sum(each.cost for each in part),
             currency=currency,
         )

@@ -67,7 +67,7 @@ class RecoveryMethods:
             The costs by group, the total, and all leases. A lease belongs to the day on which it ended.
 
         Raises:
-            InvalidArgumentError: if an argument is invalid.
+            InvalidArgumentError: if an argument is invalid, or `since` is not before `until`.
             JournalError: if the state directory cannot be used.
 
         Example:

@@ -1,7 +1,7 @@
-"""What `client.shared` gives to the owner process, and what `owner_main` makes of it.
+"""Start the owner process of a shared instance.
 
-The owner gets the arguments and the client's settings as one line on its standard input, because they contain
-secrets.
+The owner gets the arguments of `client.shared` and the client's settings as one line on its standard input,
+because they contain secrets.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class SharingMethods:
         """Return the shared instances of this machine, user, and account, by name.
 
         This asks their owner processes and sends no requests to the service. A client without credentials
-        returns those of all accounts.
+        returns the shared instances of all accounts.
 
         Raises:
             JournalError: if the state directory cannot be used.
@@ -146,13 +146,13 @@ class SharingMethods:
 
         Args:
             name: The name that was passed to `shared`.
-            force: If True, release it although other processes use it. Their blocks end with
+            force: If True, release it even if other processes use it. Their blocks end with
                 `InstanceLostError`. Kill an owner process that does not respond; its reaper then releases the
                 instance after this has returned.
             teardown_timeout: Maximum time to release it, including retries. Default: 2 minutes.
 
         Returns:
-            What was released, or None if there is no shared instance with this name.
+            The released instance, or None if there is no shared instance with this name.
 
         Raises:
             InvalidArgumentError: if an argument is invalid.

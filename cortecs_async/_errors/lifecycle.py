@@ -45,10 +45,10 @@ class StartFailedError(LifecycleError):
 
 
 class StartTimeoutError(LifecycleError, TimeoutError):
-    """The instance was not running in time.
+    """The instance was not usable in time.
 
     Why: Starting took longer than `start_timeout`, or made no progress for the `stall_timeout` of the
-    `PollPolicy`. With `ready="models"` or `"answer"`, its endpoint may not have answered in time. A lease
+    `PollPolicy`. With `ready="models"` or `"answer"`, the endpoint may not have answered in time. A lease
     deletes the instance; `wait_until_running` does not. `StartTimeoutError` is also a `TimeoutError`.
 
     What to do: Increase `start_timeout`, or try a different hardware type. Large models take longer.

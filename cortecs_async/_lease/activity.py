@@ -15,7 +15,7 @@ _BYTE_STREAMS = frozenset({"AsyncByteStream", "SyncByteStream"})
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# Seconds for which an open response counts without a chunk if its client waits for ever.
+# Seconds for which an open response counts without a chunk if its client has no read timeout.
 _MAX_SILENCE = 600.0
 
 # Seconds between two messages to the reaper: a share of the timeout, within limits.
@@ -28,7 +28,7 @@ _CHECK_SHARE, _MAX_CHECK_INTERVAL = 0.25, 10.0
 class Activity:
     """When a lease was last used. All methods can be called in any thread, even by the garbage collector.
 
-    So there is no lock: each method changes one thing that Python changes at once.
+    There is no lock, because each method makes a single change, which is atomic in Python.
 
     Requests in flight count whenever `check` is called. A blocked event loop does not call it, so the lease
     of a hung program becomes idle. Once it is idle, it stays idle: the reaper may have acted already.
@@ -121,8 +121,8 @@ class Activity:
         """Count a response that is still being received, until it ends.
 
         Args:
-            silence: Seconds for which it counts after a chunk. If its client waits for ever, or if it is
-                never read, it must not keep the instance running.
+            silence: Seconds for which it counts after a chunk. Without a limit, a response that is never
+                read would keep the instance running.
         """
         response = OpenResponse(self, self._open, _MAX_SILENCE if silence is None else silence, self._now)
         response.record_chunk()

@@ -15,7 +15,7 @@ from .state import LeaseState, Origin
 
 
 def start_bill(options: LeaseOptions, prices: Prices, args: InstanceArgs) -> Record:
-    """Return the bill of a start request: what its arguments, which the promise has too, do not say."""
+    """Return the bill of a start request, without the arguments that the promise already contains."""
     price = prices.of(args.hardware_type_id)
     bill: Record = {} if options.project is None else {"project": options.project}
     if price is not None:
@@ -36,7 +36,7 @@ def instance_bill(state: LeaseState) -> Record:
 
 
 def outcome_of(state: LeaseState, cause: BaseException | None, verdict: LifecycleError | None) -> CostOutcome:
-    """Return how a lease ends that its release will end successfully. `cause` is the error that ends it."""
+    """Return the outcome of a lease whose release succeeds. `cause` is the error that ends it."""
     if not state.was_usable:
         return "failed" if isinstance(cause, Exception) else "cancelled"
     match verdict:

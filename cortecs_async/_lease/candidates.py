@@ -76,7 +76,7 @@ async def _must_queue(state: LeaseState) -> bool:
 async def _first_candidates(state: LeaseState) -> Sequence[InstanceArgs]:
     options = state.options
     if not options.hardware and options.max_price_per_hour is None:
-        # Only a capacity_timeout: until a start request is refused, there is nothing to know.
+        # With only a capacity_timeout, there is nothing to choose until a start request is refused.
         state.selection = Selection(options=options, candidates=[options.args])
         return (options.args,)
     selection = await _select(state)

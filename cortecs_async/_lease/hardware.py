@@ -76,7 +76,7 @@ def choose_hardware(
         others = "" if is_cheapest else _listed(selection.passed, unpriced)
         raise PriceUnknownError(
             f"{needs_price} needs a price, but the service did not return a usable price for "
-            f"{any_of(unpriced)}.{others} Use other hardware types. Nothing was started."
+            f"{any_of(unpriced)}.{others} Nothing was started. Use other hardware types."
         )
     if not fitting:
         usable = f" {name} runs on {', '.join(model.hardware_configs)}." if model is not None else ""
@@ -241,7 +241,8 @@ class Selection:
 
     def annotate(self, error: CortecsError) -> None:
         """Add what became of each hardware type, if there was a choice."""
-        told = {**self.passed, **{each: f"answered {text}" for each, text in self._answers.items()}}
+        refused = {each: f"was refused with {text}" for each, text in self._answers.items()}
+        told = {**self.passed, **refused}
         if self.is_choice and told:
             is_unknown = isinstance(error, RequestError) and error.outcome_unknown
             what = "Other hardware types:" if is_unknown else "No hardware type could be used."
@@ -260,11 +261,13 @@ class Selection:
             position = self.wanted.index(hardware)
             ordinal = _ORDINALS[position] if position < len(_ORDINALS) else f"{position + 1}th"
             return f"{ordinal} choice{self._passed_before(self.wanted[:position])}"
-        count = len([each for each in names if self._is_available(each)])
+        count = max(len([each for each in names if self._is_available(each)]), 1)
         cheaper = names[: names.index(hardware)] if hardware in names else ()
         what = "" if self.available is None else " available"
         passed = self._passed_before(each for each in cheaper if each in self.refused)
-        return f"cheapest of {max(count, 1)}{what}{passed}"
+        if count == 1:
+            return f"only usable type{what}{passed}"
+        return f"cheapest of {count}{what}{passed}"
 
     def _is_available(self, name: str) -> bool:
         return name not in self.refused and (self.available is None or name in self.available)

@@ -14,6 +14,7 @@ from .._api.validation import (
     check_amount,
     check_bool,
     check_hardware,
+    check_model_id,
     check_start,
 )
 from .._durations import Duration, check_seconds
@@ -125,6 +126,8 @@ def start_options(
     Raises:
         InvalidArgumentError: if an argument is invalid.
     """
+    # Before the hardware, because the model is wrong if the arguments are in the wrong order.
+    check_model_id(model_id)
     hardware = check_hardware(hardware_type_id)
     only = hardware[0] if len(hardware) == 1 and hardware[0] != CHEAPEST else None
     return LeaseOptions(

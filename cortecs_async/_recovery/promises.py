@@ -179,7 +179,7 @@ class Promises:
             self.store.put({"kind": "COST", "line": line})
 
     def record_activity(self, key: str, idle_at: float) -> None:
-        """Make the reaper release the instance at a Unix time, unless it hears of more. Thread-safe."""
+        """Make the reaper release the instance at a Unix time, unless more activity follows. Thread-safe."""
         if self.uses_reaper:
             self.store.put({"kind": "IDLE", "entry": key, "idle_at": idle_at})
             self._commit_soon()

@@ -22,7 +22,7 @@ class SharedInfo(Row):
 
     Attributes:
         name: The name under which it is shared.
-        state: What the instance does.
+        state: The state of the instance.
 
             - `starting`: it is not usable yet, or waits for capacity.
             - `running`: processes use it.
@@ -34,7 +34,7 @@ class SharedInfo(Row):
         hardware_type_id: The GPU set of each worker, or None if it is not known yet.
         instance_id: The id of the instance, or None while there is none.
         base_url: The URL of the OpenAI-compatible endpoint, or None until the instance is usable.
-        holders: The ids of the processes that use it or wait for it.
+        holders: The process ids of the programs that use it or wait for it.
         is_kept: Whether it keeps running without a process that uses it.
         owner_pid: The id of the owner process, or None if unknown.
         started_at: The Unix time in seconds at which the owner process started, or None if unknown.

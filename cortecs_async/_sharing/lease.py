@@ -50,7 +50,7 @@ class _Phase(enum.Enum):
 
 @frozen(kw_only=True)
 class SharedOptions:
-    """What concerns only this process."""
+    """The arguments that concern only this process."""
 
     name: str
     linger: float

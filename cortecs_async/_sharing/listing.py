@@ -140,7 +140,7 @@ def _silent(place: MeetingPoint) -> SharedInfo | None:
 
 
 async def release_shared(place: MeetingPoint, *, force: bool, teardown_timeout: float) -> SharedInfo | None:
-    """Release a shared instance, and return what it was, or None if there is none.
+    """Release a shared instance, and return its last information, or None if there is none.
 
     Raises:
         LifecycleError: If other processes use it, or its owner does not respond, and `force` is not set.

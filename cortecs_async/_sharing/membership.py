@@ -165,7 +165,7 @@ class Membership:
                 run_in_loop(self._outgoing.notify)
 
     async def _count_open_requests(self, activity: Activity) -> None:
-        # A hung program does not get here, so its requests do not count for ever.
+        # A hung program does not get here, so its requests stop counting.
         while True:
             activity.check()
             await anyio.sleep(activity.check_interval)

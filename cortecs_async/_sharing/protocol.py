@@ -1,4 +1,4 @@
-"""What the owner of a shared instance and the processes that use it tell each other.
+"""The messages between the owner of a shared instance and the processes that use it.
 
 A process first sends a hello: who it is and what it wants. The owner answers a `hold` with the state of the
 instance, after every change and at least once per heartbeat, or refuses it. Then a process may send `touch`
@@ -188,9 +188,18 @@ def refusal_error(name: str, hello: Hello, refused: dict[str, Any], owner: str) 
     theirs: dict[str, Any] = refused.get("spec") or {}
     different = [each for each in sorted({*theirs, *hello.spec}) if theirs.get(each) != hello.spec.get(each)]
     shown = "; ".join(
-        f"{each} is {theirs.get(each)!r} there and {hello.spec.get(each)!r} here" for each in different
+        f"{each} is {_shown(each, theirs.get(each))}, not {_shown(each, hello.spec.get(each))}"
+        for each in different
     )
     return InvalidArgumentError(
         f"The shared instance {name!r} is already running with other arguments ({owner}): {shown}. "
         "Pass the same arguments, or use another name."
     )
+
+
+def _shown(argument: str, value: Any) -> str:
+    """Return the value of an argument for a message."""
+    if isinstance(value, (int, float)):
+        is_duration = argument.endswith(("_timeout", "_lifetime")) or argument == "linger"
+        return f"{value:g} s" if is_duration else f"{value:g}"
+    return repr(value)

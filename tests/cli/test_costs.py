@@ -107,6 +107,9 @@ def test_an_empty_period(ledger: CostLedger) -> None:
     assert (done.stdout, done.stderr) == ("", "No leases ended in this period.\n")
     assert call_command("costs", "--since", "all").stdout.startswith("project")
     assert "invalid" in call_command("costs", "--since", "soon").stderr
+    done = call_command("costs", "--until", "2020-01-01")
+    assert done.exit_code == 1
+    assert "The period is empty: --since ('30d') is not before --until ('2020-01-01')" in done.stderr
 
 
 def test_lines_that_cannot_be_parsed_are_mentioned(ledger: CostLedger) -> None:

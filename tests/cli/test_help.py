@@ -119,3 +119,13 @@ def test_the_page_has_all_options_in_the_words_of_the_help() -> None:
     # To update the page, replace this section with what `options_section` returns.
     _, heading, rest = PAGE.read_text().partition("## All options\n")
     assert heading + rest.partition("\n## Next\n")[0] == options_section()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "org/name", "--idle-timeout", "5m", "--", "true"], ["start", "m", "--idle-timeout=5m"]],
+)
+def test_an_idle_timeout_that_cannot_work_is_explained(arguments: list[str]) -> None:
+    done = call_command(*arguments)
+    assert done.exit_code == 2
+    assert "No process sees all requests to the instance" in done.stderr

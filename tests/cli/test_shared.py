@@ -192,7 +192,7 @@ def test_an_instance_that_ends_before_its_url_is_printed_is_an_error(
     fake(after=after)
     shown = call_command(*UP)
     assert (shown.exit_code, shown.stdout) == (1, "")
-    assert '"dev" has ended again.' in shown.stderr
+    assert '"dev" is no longer running.' in shown.stderr
 
 
 def test_a_failed_print_says_that_the_instance_is_billed(
@@ -279,7 +279,7 @@ def test_url_of_an_instance_that_is_not_running_is_an_error(fake: Fake, state: A
     fake(SharedInfo(name="dev", state=state))
     shown = call_command("url", "dev")
     assert (shown.exit_code, shown.stdout) == (1, "")
-    assert f'"dev" has no URL: it is {state}.' in shown.stderr
+    assert f'"dev" has no URL, because it is {state}.' in shown.stderr
     assert advice in shown.stderr
 
 
@@ -289,8 +289,8 @@ def test_url_of_an_instance_that_is_not_running_is_an_error(fake: Fake, state: A
     [
         ("dve", ["dev", "prod"], 'There is no shared instance "dve". Did you mean dev?\n'),
         ("xyz", ["dev", "prod"], 'There is no shared instance "xyz". Known names: dev, prod.\n'),
-        ("dev", [], 'There is no shared instance "dev". There are none.\n'),
-        ("\x1b[31m", [], 'There is no shared instance "\ufffd[31m". There are none.\n'),
+        ("dev", [], 'There is no shared instance "dev".\n'),
+        ("\x1b[31m", [], 'There is no shared instance "\ufffd[31m".\n'),
     ],
 )
 def test_an_unknown_name_is_an_error_with_the_known_ones(
@@ -354,7 +354,7 @@ def test_without_credentials_those_of_all_accounts_are_listed(fake: Fake) -> Non
 
 @pytest.mark.parametrize(
     ("info", "line"),
-    [(KEPT, "dev  deleted instance-1\n"), (STARTING, "dev  ended\n")],
+    [(KEPT, "dev  deleted instance-1\n"), (STARTING, "dev  released\n")],
 )
 def test_down_prints_what_it_has_deleted(fake: Fake, info: SharedInfo, line: str) -> None:
     client = fake(info)
@@ -384,13 +384,14 @@ def test_an_interrupted_down_says_how_to_check(fake: Fake, monkeypatch: pytest.M
 
 def test_the_refusals_of_the_library_name_options() -> None:
     refused = "dev was not released, because process 7 uses it. Pass force=True to end their blocks too."
-    assert to_command_line(refused).endswith("uses it. Pass --force to end it anyway.")
+    assert to_command_line(refused).endswith("uses it. Pass --force to delete it anyway.")
     assert to_command_line("does not respond. Pass force=True to kill it.").endswith(
         "Pass --force to kill it."
     )
-    assert to_command_line("arguments: linger is 0.0 there and 5.0 here; num_workers is 1 there") == (
-        "arguments: --linger is 0.0 there and 5.0 here; --workers is 1 there"
+    assert to_command_line("arguments: linger is 0 s, not 5 s; num_workers is 1, not 2") == (
+        "arguments: --linger is 0 s, not 5 s; --workers is 1, not 2"
     )
+    assert to_command_line("ready is 'answer', not 'status'") == "--ready is 'answer', not 'status'"
 
 
 # --- completion ---------------------------------------------------------------------------------------------
@@ -537,7 +538,7 @@ def test_a_program_joins_what_up_has_started_and_down_spares_it(tmp_path: Path, 
             anyio.run(until, lambda: program.has_printed(f"uses {url}"))
             refused = run("down", "dev")
             assert (refused.returncode, refused.stdout) == (1, "")
-            assert f"process {program.pid} uses it. Pass --force to end it anyway." in refused.stderr
+            assert f"process {program.pid} uses it. Pass --force to delete it anyway." in refused.stderr
             (listed,) = json.loads(run("ps", "--json").stdout)
             assert (listed["state"], listed["holders"]) == ("running", [program.pid])
             done = run("down", "--force", "dev")

@@ -100,7 +100,7 @@ class TestOneLease:
                 "No capacity for NVIDIA_H100_1 or NVIDIA_L40S_1 within capacity_timeout=600 s. Nothing was "
                 "started. Wait longer, or allow more hardware types."
             )
-            assert "NVIDIA_H100_1 answered 503" in caught.value.__notes__[0]
+            assert "NVIDIA_H100_1 was refused with 503" in caught.value.__notes__[0]
             assert caught.value.instance_id == ""
             assert emu.ledger == ()
             starts = [each for each in emu.requests if each.route == "start"]

@@ -116,7 +116,7 @@ class TestChoice:
         ):
             choose([L40S, H100], prices=unknown, max_price_per_hour=1)
         with pytest.raises(
-            errors.PriceUnknownError, match=r"^max_cost needs a price.* for NVIDIA_L40S_1\. Use"
+            errors.PriceUnknownError, match=r"^max_cost needs a price.* for NVIDIA_L40S_1\. Nothing"
         ):
             choose([L40S], prices=unknown, max_cost=1)
 
@@ -144,7 +144,7 @@ class TestChoice:
             (["NVIDIA_X_1", L40S], None, L40S, "second choice: NVIDIA_X_1 does not run org/name"),
             ("cheapest", None, L4, "cheapest of 4"),
             ("cheapest", [L4, H100], L4, "cheapest of 2 available"),
-            ("cheapest", [H100], H100, "cheapest of 1 available"),
+            ("cheapest", [H100], H100, "only usable type available"),
             (None, [L40S], L40S, ""),
         ],
     )
@@ -156,6 +156,11 @@ class TestChoice:
         assert selection.reason(taken) == ", ".join(
             filter(None, [expected, "after waiting 1m30s for capacity"])
         )
+
+    def test_the_model_is_checked_first(self) -> None:
+        client: Any = object()  # as for a `SharedInstance(client, MODEL)`
+        with pytest.raises(errors.InvalidArgumentError, match=r"^model_id must be a string, not object$"):
+            start_options(client, MODEL, None, 1, "per_minute")
 
 
 class TestLeases:
@@ -228,8 +233,10 @@ class TestLeases:
                     pass
             (note,) = caught.value.__notes__
             assert "NVIDIA_H100_4 does not run" in note
-            assert "NVIDIA_H100_1 answered 503 No capacity: 1 x NVIDIA_H100_1 requested, 0 free" in note
-            assert "NVIDIA_L40S_1 answered 503" in note
+            assert (
+                "NVIDIA_H100_1 was refused with 503 No capacity: 1 x NVIDIA_H100_1 requested, 0 free" in note
+            )
+            assert "NVIDIA_L40S_1 was refused with 503" in note
             assert emu.ledger == ()
 
     @pytest.mark.parametrize("status", [400, 404, 409, 422])

@@ -425,8 +425,8 @@ async def test_other_arguments_are_an_error_that_shows_both(sharing: Sharing) ->
                     raise AssertionError
             assert str(caught.value) == (
                 "The shared instance 'bot' is already running with other arguments "
-                f"(process {os.getpid()}): max_lifetime is 36000.0 there and 7200.0 here; "
-                "project is None there and 'docs' here. Pass the same arguments, or use another name."
+                f"(process {os.getpid()}): max_lifetime is 36000 s, not 7200 s; "
+                "project is None, not 'docs'. Pass the same arguments, or use another name."
             )
             # Other spellings are the same arguments.
             async with client.shared("bot", MODEL.replace("/", "--"), [HARDWARE], max_lifetime=36000):
