@@ -124,7 +124,7 @@ def sockets(session: nox.Session) -> None:
 
 @nox.session
 def proofs(session: nox.Session) -> None:
-    """Kill programs at every step, cancel them at every await, and simulate 400 random worlds."""
+    """Kill programs at every step, cancel them at every await, and simulate 280 random worlds."""
     install(session, "test-core")
     # Killed programs wait, but simulated worlds do not.
     run_pytest(session, "-m", "proofs and not nightly", processes=CORES + 1)

@@ -118,6 +118,7 @@ _NOT_CONSTRUCTED = {
     "Models",
     "Results",
     "ServedEmulator",
+    "SharedLease",
     "User",
 }
 

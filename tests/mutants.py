@@ -1030,9 +1030,9 @@ MUTANTS = [
     ),
     Mutant(
         "waits as long for a reaper that is not required",
-        "_recovery/promises.py",
-        '        if self._guard != "required":\n            return await',
-        "        if False:\n            return await",
+        "_recovery/reaper_check.py",
+        "    if not is_required:\n        return await",
+        "    if False:\n        return await",
         "recovery/test_rehearsal.py::test_a_reaper_that_is_not_required_delays_a_start_by_a_second_at_most",
     ),
     Mutant(

@@ -1,6 +1,6 @@
 """Test that random worlds under random faults keep the promise: see `_simulation`.
 
-The default tier runs 80 worlds, `proofs` runs 400, and `nox -s simulate` runs 100,000. Set
+The default tier runs 80 worlds, `proofs` runs 280, and `nox -s simulate` runs 100,000. Set
 CORTECS_SIMULATIONS to the number of worlds, and CORTECS_SIMULATION_SEED for other worlds. A failed test
 prints a small world that fails. To run it again, call `simulate("asyncio", World(...))` inside
 `virtual_world()`.
@@ -53,7 +53,7 @@ from cortecs_async._recovery.records import JournalState
 from cortecs_async._sharing.server import SharedServer
 from cortecs_async.emulator import Fault
 
-SIMULATIONS = int(os.environ.get("CORTECS_SIMULATIONS", "400"))
+SIMULATIONS = int(os.environ.get("CORTECS_SIMULATIONS", "280"))
 # The programs that are killed at each step have at least this many.
 MIN_STEPS = 5
 SEED = int(os.environ.get("CORTECS_SIMULATION_SEED", "0"))
@@ -62,9 +62,11 @@ BACKENDS: tuple[Backend, ...] = ("asyncio", "trio")
 PART_SIZE = min(500, max(1, SIMULATIONS // 8))
 PARTS = math.ceil(SIMULATIONS / len(BACKENDS) / PART_SIZE)
 
+# Too rare for every part.
+RARE = "with a wait for capacity"
+
 # A part must have worlds with each of these.
 NEEDED = (
-    "with a wait for capacity",
     "with a probe",
     "with faults",
     "with several processes",
@@ -117,7 +119,7 @@ def run_worlds(
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_few_worlds_leave_nothing(backend: Backend) -> None:
     tally = run_worlds(backend, BACKENDS.index(backend), count=40, phases=(Phase.generate, Phase.shrink))
-    assert [name for name in NEEDED if not tally[name]] == []
+    assert [name for name in (RARE, *NEEDED) if not tally[name]] == []
 
 
 @pytest.mark.proofs

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import anyio
@@ -112,7 +112,7 @@ class CapacityQueue:
         return any(not set(names).isdisjoint(each.wanted) for each in self._waiters)
 
     @contextmanager
-    def joined(self, wanted: Sequence[str], workers: int) -> Iterator[Waiter]:
+    def joined(self, wanted: Sequence[str], workers: int) -> Generator[Waiter]:
         """Join the end of the queue for the duration of a block."""
         now = anyio.current_time()
         waiter = Waiter(tuple(wanted), workers, since=now)

@@ -45,7 +45,7 @@ class StartAttempt:
         claims: The client's other starts.
         on_started: Called with the instance as soon as it is known, even if the caller was cancelled.
         on_sent: Called each time the request is sent.
-        on_refused: Called each time it is certain that the request started nothing.
+        on_refused: Called each time it is certain that the request did not start anything.
         bill: Returns the bill of the promise for a request with these arguments (see `Promise.bill`).
         key: The key of its open record, or None if there is none.
         instance_id: The id of its instance, once it is known.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from attrs import frozen
 
 from .._config import is_loopback_host
 from .._logging import Event, log
+from .._platform import NO_LOCKS
 from .._state_directory import StateFolder, check_state_directory, leave_alone
 from .cost_lines import LeaseCost, merged, parse_line
 from .records import Record, encode
@@ -170,6 +172,8 @@ class CostLedger:
 
 
 def _append(fd: int, data: bytes) -> None:
+    if sys.platform == "win32":
+        raise OSError(NO_LOCKS)
     size = os.fstat(fd).st_size
     if size and os.pread(fd, 1, size - 1) != b"\n":
         data = b"\n" + data

@@ -24,17 +24,11 @@ from .._logging import Event, log
 from .._secrets import Credentials
 from .accounts import describe, fingerprint
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
-from .reaper_check import await_rehearsal, check_platform, check_reaper
+from .reaper_check import check_platform, check_reaper, prove_reaper
 from .records import Record
 from .store import PromiseStore, store_for
 
 T = TypeVar("T")
-
-# Seconds for which a start request waits for a required reaper to connect to the service, in two attempts.
-_REHEARSAL_TIMEOUT = 20.0
-
-# Seconds for which a start request waits if the reaper is not required, so that any warning comes first.
-_REHEARSAL_PAUSE = 1.0
 
 
 class Promises:
@@ -280,20 +274,13 @@ class Promises:
             self._commit_soon()
 
     async def _prove_reaper(self) -> str:
-        """Wait until the reaper has connected to the service. Return the problem, if any.
+        """Wait until the reaper has connected to the service. Return the problem, if any."""
+        rehearsed = partial(self.store.rehearsed, self.account)
+        return await prove_reaper(rehearsed, self._rehearse_again, is_required=self._guard == "required")
 
-        After a failure, a required reaper tries once more, because the service may have been down. By now,
-        this client has reached it.
-        """
-        rehearsed = partial(await_rehearsal, lambda: self.store.rehearsed(self.account))
-        if self._guard != "required":
-            return await rehearsed(_REHEARSAL_PAUSE) or ""
-        if await rehearsed(_REHEARSAL_TIMEOUT) == "":
-            return ""
+    async def _rehearse_again(self) -> None:
         self._put_credentials()
         await self._off_loop(self.store.commit)
-        problem = await rehearsed(_REHEARSAL_TIMEOUT)
-        return f"no connection within {_REHEARSAL_TIMEOUT:g} s" if problem is None else problem
 
     async def foreign_claims(self, key: str | None) -> ForeignClaims:
         """Return the claims of all promises except `key`, in this process and others."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 
@@ -20,6 +20,12 @@ _POLL_INTERVAL = 0.01
 
 # Seconds for a check of whether a reaper can reach the service.
 _CHECK_TIMEOUT = 15.0
+
+# Seconds for which a start request waits for a required reaper to connect to the service, in two attempts.
+_REHEARSAL_TIMEOUT = 20.0
+
+# Seconds for which a start request waits if the reaper is not required, so that any warning comes first.
+_REHEARSAL_PAUSE = 1.0
 
 
 def check_platform(guard: ProtectionMode, journal: ProtectionMode) -> None:
@@ -66,7 +72,27 @@ def check_reaper(sealed: Secret | None = None) -> None:
         raise GuardError(f"the reaper cannot reach the service: {problem}")
 
 
-async def await_rehearsal(rehearsed: Callable[[], str | None], timeout: float) -> str | None:
+async def prove_reaper(
+    rehearsed: Callable[[], str | None],
+    rehearse_again: Callable[[], Awaitable[None]],
+    *,
+    is_required: bool,
+) -> str:
+    """Wait until the reaper has connected to the service. Return the problem, if any.
+
+    After a failure, a required reaper tries once more, because the service may have been down. By now, the
+    client has reached it.
+    """
+    if not is_required:
+        return await _await_rehearsal(rehearsed, _REHEARSAL_PAUSE) or ""
+    if await _await_rehearsal(rehearsed, _REHEARSAL_TIMEOUT) == "":
+        return ""
+    await rehearse_again()
+    problem = await _await_rehearsal(rehearsed, _REHEARSAL_TIMEOUT)
+    return f"no connection within {_REHEARSAL_TIMEOUT:g} s" if problem is None else problem
+
+
+async def _await_rehearsal(rehearsed: Callable[[], str | None], timeout: float) -> str | None:
     """Wait until the reaper's rehearsal has an outcome. Return it, or None after `timeout` seconds."""
     deadline = anyio.current_time() + timeout
     while (  # noqa: ASYNC110  (see below)

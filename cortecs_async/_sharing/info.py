@@ -92,6 +92,7 @@ def decode_info(message: dict[str, Any]) -> SharedInfo | None:
     with contextlib.suppress(TypeError):
         known = {each.name for each in attrs.fields(SharedInfo)}
         if isinstance(data, dict) and data.get("state") in get_args(SharedState):
-            fields = {name: value for name, value in data.items() if name in known}
-            return SharedInfo(**{**fields, "holders": tuple(fields.get("holders", ()))})
+            fields: dict[str, Any] = {name: value for name, value in data.items() if name in known}
+            fields["holders"] = tuple(fields.get("holders", ()))
+            return SharedInfo(**fields)
     return None

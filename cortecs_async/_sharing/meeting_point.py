@@ -140,6 +140,8 @@ class MeetingPoint:
 
     def remove(self, lock: int) -> None:
         """Remove both files if they belong to the holder of this lock. A lock with other content stays."""
+        if sys.platform == "win32":
+            raise OSError(NO_LOCKS)
         if self.is_held(lock):
             content = os.pread(lock, _LONGEST_NOTE, 0)
             with StateFolder(self.address.parent) as folder:

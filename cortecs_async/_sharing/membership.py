@@ -23,7 +23,7 @@ from .._lease.handle import InstanceHandle
 from . import lines
 from .connector import SilenceMonitor
 from .lines import LineReader
-from .protocol import Ended, Hello, Releasing, Running, State, decode_state, refusal_error
+from .protocol import Ended, Hello, Releasing, Running, Starting, State, decode_state, refusal_error
 
 # Seconds before the second attempt to connect to the owner process, and the maximum.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
@@ -182,6 +182,8 @@ class Membership:
                     return handle
                 case Ended(error):
                     raise error or self._lost(None)
+                case Starting() | Releasing() | None:
+                    pass
             await on_state(state)
             if self.state is state:
                 await self.changed.wait()

@@ -101,6 +101,8 @@ def encode_state(state: State, *, is_kept: bool) -> dict[str, Any]:
             message["handle"] = handle.to_json()
         case Ended(error):
             message["error"] = None if error is None else encode_error(error)
+        case Releasing():
+            pass
     return message
 
 
@@ -116,7 +118,8 @@ def decode_state(message: dict[str, Any]) -> State | None:
         case {"state": "ended"}:
             error = message.get("error")
             return Ended(decode_error(error) if isinstance(error, dict) else None)
-    return None
+        case _:
+            return None
 
 
 def encode_error(error: BaseException) -> dict[str, Any]:
@@ -161,13 +164,8 @@ def encode_progress(progress: Progress) -> dict[str, Any]:
 def decode_progress(data: dict[str, Any]) -> Progress | None:
     """Return the progress in data from `encode_progress`, or None if it is not readable."""
     with contextlib.suppress(Exception):  # for example of a different version
-        instance = data.get("instance")
-        return Progress(
-            **{
-                **data,
-                "instance": None if instance is None else decode_instance({"instance": instance}),
-            }
-        )
+        fields: dict[str, Any] = {**data, "instance": decode_instance({"instance": data["instance"]})}
+        return Progress(**fields)
     return None
 
 

@@ -75,6 +75,7 @@ class SharedServer:
 
     async def serve(self, accepting: ConnectionListener, listener: SocketListener) -> None:
         """Hold the instance until it is no longer used, or it ends by itself."""
+        ended = Ended(None)
         async with anyio.create_task_group() as connections:
             async with anyio.create_task_group() as listeners:
                 listeners.start_soon(accepting.run, listener, connections)
@@ -287,7 +288,8 @@ class SharedServer:
                 return "starting"
             case Running():
                 return "running" if self._holders else "kept" if self._is_kept else "lingering"
-        return "releasing"
+            case Releasing() | Ended():
+                return "releasing"
 
 
 async def _receive_hello(reader: LineReader) -> tuple[Hello | None, list[bytes]]:

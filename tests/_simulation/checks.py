@@ -357,8 +357,9 @@ class Checker:
             case "stop":
                 return {"stopped"}
             case "keep":
-                # A lease that ends as idle deletes its instance.
-                return {"deleted", "running"} if _may_be_idle(holder) else {"running"}
+                # A lease that ends as idle deletes its instance, and so does the reaper of a hung program.
+                may_end = _may_be_idle(holder) or self._may_have_been_reaped(holder)
+                return {"deleted", "running"} if may_end else {"running"}
             case None:
                 is_limited = holder.plan.max_lifetime is not None
                 return {"deleted"} if is_limited or holder.has_released else {"deleted", "running", "stopped"}

@@ -879,7 +879,8 @@ def test_completion_needs_no_service(tmp_path: Path) -> None:
         timeout=30,
         check=False,
     )
-    assert done.stdout.split() == ["plain,--max-lifetime", "plain,--max-cost"]
+    options = ["--max-price-per-hour", "--max-lifetime", "--max-cost"]
+    assert done.stdout.split() == [f"plain,{each}" for each in options]
     assert done.stderr == ""
 
 

@@ -319,10 +319,10 @@ def test_hardware_by_preference_and_price(emu: Emulator, call: Call) -> None:
     done = call("start", MODEL, "cheapest", "--max-lifetime", "60")
     assert "Hardware: NVIDIA_L4_1, cheapest of 3 available\n" in done.stderr
     emu.delete_instance(done.stdout.strip())
-    done = call("run", MODEL, HARDWARE, "--capacity-timeout", "0.2", "--", "true")
+    done = call("run", MODEL, HARDWARE, "--capacity-timeout", "1s", "--", "true")
     assert done.exit_code == 125
     assert "waiting for capacity: NVIDIA_H100_1" in done.stderr
-    assert "No capacity for NVIDIA_H100_1 within --capacity-timeout 0.2 s." in done.stderr
+    assert "No capacity for NVIDIA_H100_1 within --capacity-timeout 1 s." in done.stderr
     assert emu.existing == ()
 
 

@@ -299,7 +299,7 @@ class TestLeases:
                     pass
             assert caught.value.outcome_unknown
             assert caught.value.__notes__[0].startswith(
-                "cortecs_async: Other hardware types: NVIDIA_H100_1 answered 503"
+                "cortecs_async: Other hardware types: NVIDIA_H100_1 was refused with 503"
             )
 
     async def test_reuse_looks_for_all_candidates_before_anything_is_started(self, world: World) -> None:

@@ -739,7 +739,7 @@ def test_a_journal_cut_anywhere_by_a_power_loss_releases_the_start_and_nothing_e
     recording = anyio.run(record, tmp_path / "recorded")
     written, after = recording.journal, Aftermath.of(recording)
     ends = list(itertools.accumulate(map(len, written.splitlines(keepends=True))))
-    assert len(ends) == 4
+    assert len(ends) == 5
 
     async def sweep_all() -> None:
         for length in range(len(written) + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import AsyncIterator, Callable
@@ -531,7 +532,7 @@ async def test_the_answer_to_a_release_agrees_with_what_is_done(sharing: Sharing
         assert emu.ledger[0].instance_id not in emu.existing
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_block_is_entered_once_and_a_dropped_one_leaves(sharing: Sharing) -> None:
     async with sharing() as (_, machine, client):
         lease = shared(client)
@@ -542,6 +543,7 @@ async def test_a_block_is_entered_once_and_a_dropped_one_leaves(sharing: Sharing
         await dropped.__aenter__()
         assert machine.owners[0]._info_now().holders
         del dropped
+        gc.collect()
         await settled(lambda: not machine.owners[0]._info_now().holders)
 
 
