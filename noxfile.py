@@ -143,7 +143,9 @@ def oracle(session: nox.Session) -> None:
 VERSION_DEPENDENT = ("tests/aio", "tests/lease", "tests/test_imports.py", "tests/test_smoke.py")
 # Tests of texts, and slow tests of features that hardly differ.
 TEXTS = tuple(f"test_{name}.py" for name in ("docstring_examples", "error_page", "mutants", "pages", "words"))
-SKIPPED = tuple(f"--ignore=tests/{each}" for each in ("batch", "cli", "emulator", *TEXTS))
+FEATURES = ("batch", "cli", "emulator", "sharing", "recovery/test_evidence.py", "test_team_day.py")
+CHOICES = tuple(f"lease/test_{name}.py" for name in ("capacity", "hardware", "readiness"))
+SKIPPED = tuple(f"--ignore=tests/{each}" for each in (*FEATURES, *CHOICES, *TEXTS))
 
 
 @nox.session(python=OTHERS or False)
@@ -156,7 +158,8 @@ def matrix(session: nox.Session) -> None:
         session.skip("this machine has no other supported Python version")
     install(session, "test-core")
     is_between = session.python not in (PYTHONS[0], PYTHONS[-1])
-    run_pytest(session, *(() if session.posargs else VERSION_DEPENDENT if is_between else SKIPPED))
+    some = (*VERSION_DEPENDENT, *SKIPPED) if is_between else SKIPPED
+    run_pytest(session, *(() if session.posargs else some))
 
 
 @nox.session

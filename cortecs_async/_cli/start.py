@@ -187,12 +187,14 @@ async def _acquire(
             print_nothing_left(cancelled)
             raise
         _print(handle, as_json=as_json)
-        end = "never" if handle.expires_at is None else format_time(handle.expires_at)
-        print_note(
-            f"{handle.instance_id} is running at {handle.base_url}\n"
-            f"A background process on this machine deletes it: {end}\n"
-            f"To delete it earlier: cortecs-async rm --stop {handle.instance_id}"
-        )
+        print_note(f"{handle.instance_id} is running at {handle.base_url}")
+        if handle.expires_at is None:
+            print_note(f"It is billed until you stop it: cortecs-async stop {handle.instance_id}")
+        else:
+            print_note(
+                f"A background process on this machine deletes it: {format_time(handle.expires_at)}\n"
+                f"To delete it earlier: cortecs-async rm --stop {handle.instance_id}"
+            )
         if hardware_choice.reason:
             print_note(f"Hardware: {hardware_choice.hardware}, {hardware_choice.reason}")
 

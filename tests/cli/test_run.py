@@ -316,7 +316,8 @@ def test_hardware_by_preference_and_price(emu: Emulator, call: Call) -> None:
     assert "Hardware: NVIDIA_L40S_1, second choice: NVIDIA_H100_1 was not available\n" in done.stderr
     done = call("run", MODEL, "cheapest", "--max-price-per-hour", "2", "true")
     assert "Hardware: NVIDIA_L4_1, cheapest of 2 available\n" in done.stderr
-    done = call("start", MODEL, "cheapest", "--max-lifetime", "60")
+    done = call("start", MODEL, "cheapest")
+    assert f"It is billed until you stop it: cortecs-async stop {done.stdout.strip()}\n" in done.stderr
     assert "Hardware: NVIDIA_L4_1, cheapest of 3 available\n" in done.stderr
     emu.delete_instance(done.stdout.strip())
     done = call("run", MODEL, HARDWARE, "--capacity-timeout", "1s", "--", "true")
