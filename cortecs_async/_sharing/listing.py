@@ -147,6 +147,7 @@ async def release_shared(place: MeetingPoint, *, force: bool, teardown_timeout: 
         CortecsError: If the release failed.
     """
     info: SharedInfo | None = None
+    is_confirmed = True
     with anyio.move_on_after(teardown_timeout + _RELEASE_MARGIN) as waiting:
         info = await _ask(place)
         if info is None:
@@ -154,7 +155,7 @@ async def release_shared(place: MeetingPoint, *, force: bool, teardown_timeout: 
         if info.state == "unresponsive":
             await _kill(place, info, force=force)
         else:
-            await _release(place, force=force)
+            is_confirmed = await _release(place, force=force)
         # The next process with this name must find no owner.
         while (  # noqa: ASYNC110  (no event tells)
             place.owner_pid() == info.owner_pid and place.is_owned()
@@ -166,10 +167,17 @@ async def release_shared(place: MeetingPoint, *, force: bool, teardown_timeout: 
             f"(process id {info.owner_pid}) continues.",
             instance_id=info.instance_id or "",
         )
+    if not is_confirmed and info is not None:
+        raise TeardownError(
+            f"The owner process of the shared instance {info.name!r} exited before it confirmed the release. "
+            "If it was killed, its reaper releases the instance. Check with client.instances.list().",
+            instance_id=info.instance_id or "",
+        )
     return info
 
 
-async def _release(place: MeetingPoint, *, force: bool) -> None:
+async def _release(place: MeetingPoint, *, force: bool) -> bool:
+    """Make the owner release the instance. Return whether it has confirmed the release."""
     with contextlib.suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError):
         async with await connect(place) as stream:
             hello = Hello(wish="release", version=__version__, pid=os.getpid(), force=force)
@@ -185,7 +193,8 @@ async def _release(place: MeetingPoint, *, force: bool) -> None:
                     if isinstance(state, Ended):
                         if isinstance(state.error, TeardownError):
                             raise state.error
-                        return
+                        return True
+    return False
 
 
 def _in_use(info: SharedInfo) -> LifecycleError:

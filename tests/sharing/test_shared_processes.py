@@ -16,7 +16,7 @@ from _processes import PROC, Program, is_alive, kill, read, reapers_of, until
 from _world import HARDWARE, MODEL, client_of
 
 from cortecs_async import AsyncCortecs, errors
-from cortecs_async.emulator import Emulator, serve_emulator
+from cortecs_async.emulator import Emulator, Fault, serve_emulator
 
 pytestmark = pytest.mark.sockets
 
@@ -239,6 +239,29 @@ async def test_it_outlives_its_processes_until_it_is_released(state_dir: Path, t
                 await anyio.sleep(60)
         await all_.until_gone(2)
         assert files(state_dir) == []
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_release_whose_owner_is_killed_is_not_reported_as_done(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    async with machine(state_dir, tmp_path) as all_, all_.client() as client:
+        async with client.shared("bot", MODEL, HARDWARE, max_lifetime="1h") as inst:
+            await inst.keep()
+        (info,) = await client.shared_instances()
+        assert info.owner_pid is not None
+        all_.emu.add_fault(Fault("delay", route="stop", seconds=60.0))
+
+        async def kill_owner() -> None:
+            await until(lambda: any(each.route == "stop" for each in all_.emu.requests), 60)
+            kill(info.owner_pid)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(kill_owner)
+            with pytest.raises(errors.TeardownError, match="exited before it confirmed") as caught:
+                await client.release_shared("bot")
+            assert caught.value.instance_id == inst.instance_id
+        await all_.until_gone()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
