@@ -6,7 +6,8 @@ import contextlib
 import json
 from typing import Any
 
-from anyio.abc import ByteReceiveStream
+import anyio
+from anyio.abc import ByteReceiveStream, SocketAttribute
 
 # Maximum bytes of an unfinished line. The start of a longer one is dropped, so the rest is unreadable.
 _LONGEST_LINE = 1 << 20
@@ -26,6 +27,10 @@ class LineReader:
             EndOfStream: If the other process has closed its side.
             BrokenResourceError: If the connection broke.
         """
+        connection = self._stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610  (anyio's, not Django's)
+        if connection is not None:
+            # If `receive` is cancelled just when data arrives, asyncio reports an error. This wait does not.
+            await anyio.wait_readable(connection)
         *lines, rest = (self._rest + await self._stream.receive()).split(b"\n")
         self._rest = rest[-_LONGEST_LINE:]
         return lines
