@@ -249,12 +249,13 @@ async def test_a_release_whose_owner_is_killed_is_not_reported_as_done(
         async with client.shared("bot", MODEL, HARDWARE, max_lifetime="1h") as inst:
             await inst.keep()
         (info,) = await client.shared_instances()
-        assert info.owner_pid is not None
+        owner = info.owner_pid
+        assert owner is not None
         all_.emu.add_fault(Fault("delay", route="stop", seconds=60.0))
 
         async def kill_owner() -> None:
             await until(lambda: any(each.route == "stop" for each in all_.emu.requests), 60)
-            kill(info.owner_pid)
+            kill(owner)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(kill_owner)
