@@ -157,13 +157,14 @@ async def _wait_for_turn(
     while True:
         now = state.now()
         selection.waited = now - entered
-        if now >= deadline:
-            raise _timed_out(state, selection, waiter)
         if now >= report_at and options.on_progress is not None:
             report_at = now + _REPORT_INTERVAL
             progress = waiting_progress(options.args, waiter.wanted, selection.waited)
             with anyio.CancelScope(deadline=state.on_loop(deadline)):
                 await report_progress(options.on_progress, progress)
+        # After the first report: even a wait that the refused start request used up tells what it waited for.
+        if now >= deadline:
+            raise _timed_out(state, selection, waiter)
         with anyio.CancelScope(deadline=state.on_loop(min(deadline, report_at))):
             offer = await queue.wait_for_turn(waiter)
             now = state.now()

@@ -225,6 +225,15 @@ class TestOneLease:
             assert {each.instance.instance_id for each in waiting} == {""}
             assert 0 <= shown[len(waiting)].elapsed < 5, "counted from the start request"
 
+    async def test_progress_is_reported_even_if_the_refused_request_took_too_long(self, world: World) -> None:
+        async with world(capacity=NONE) as (emu, client):
+            emu.add_fault(Fault("delay", route="start", seconds=20))
+            shown: list[Progress] = []
+            with pytest.raises(errors.CapacityTimeoutError):
+                async with client.instance(MODEL, H100, capacity_timeout=10, on_progress=shown.append):
+                    pass
+            assert [each.description for each in shown] == ["waiting for capacity: NVIDIA_H100_1"]
+
     async def test_a_progress_callback_that_raises(self, world: World) -> None:
         def show(_: Progress) -> None:
             raise KeyError("mine")
