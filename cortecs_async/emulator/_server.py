@@ -105,6 +105,9 @@ class _Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 date_header=False,
+                # Longer than httpx keeps an idle connection. With uvicorn's 5 s, both would close it at the
+                # same time, and a client that was paused for 5 s would lose its next request.
+                timeout_keep_alive=75,
             )
         )
         self._on_ready = on_ready

@@ -340,7 +340,7 @@ class TestStopping:
     def test_stop_waits_for_an_instance_that_is_already_stopping(
         self, call: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with connected(monkeypatch, stop_seconds=0.5) as served:
+        with connected(monkeypatch, stop_seconds=3.0) as served:  # longer than two commands take
             instance_id = served.start_instance(MODEL, HARDWARE)
             assert call("stop", "--no-wait", instance_id).stdout == f"{instance_id}  stopping\n"
             assert call("stop", "--no-wait", instance_id).stdout == f"{instance_id}  stopping\n"
