@@ -162,7 +162,7 @@ async def _wait_for_turn(
             progress = waiting_progress(options.args, waiter.wanted, selection.waited)
             with anyio.CancelScope(deadline=state.on_loop(deadline)):
                 await report_progress(options.on_progress, progress)
-        # After the first report: even a wait that the refused start request used up tells what it waited for.
+        # Checked after the report, because the refused start request may have taken all of the time.
         if now >= deadline:
             raise _timed_out(state, selection, waiter)
         with anyio.CancelScope(deadline=state.on_loop(min(deadline, report_at))):

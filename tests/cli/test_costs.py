@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 from _command_line import call_command
-from _world import HARDWARE, MODEL
+from _costs import BILL, line_of
 
 from cortecs_async._cli import costs as _costs
 from cortecs_async._cli.output import stdout_console
-from cortecs_async._recovery.cost_lines import cost_line
 from cortecs_async._recovery.ledger import CostLedger
 
 
@@ -29,20 +28,8 @@ def ledger(state_dir: Path) -> CostLedger:
 
 
 def add(ledger: CostLedger, lease_id: str, *, project: str = "", **changes: Any) -> None:
-    bill = {"model": MODEL, "hardware_type_id": HARDWARE, "interval_price": 0.05, "currency": "EUR"}
-    ended_at = time.time() - 60.0
-    common: dict[str, Any] = {
-        "instance_id": f"i-{lease_id}",
-        "started_at": ended_at - 90.0,
-        "ended_at": ended_at,
-        "seconds": 90.0,
-        "outcome": "released",
-        "written_by": "lease",
-        "account": "a1",
-        "api_base_url": "https://cortecs.ai/api/v1",
-    }
-    bill |= {"project": project, **changes.pop("bill", {})}
-    ledger.write([cost_line(bill, lease_id=lease_id, **{**common, **changes})])
+    bill = {**BILL, "project": project, **changes.pop("bill", {})}
+    ledger.write([line_of(lease_id, ended_at=time.time() - 60.0, bill=bill, **changes)])
 
 
 def test_the_table_flags_failures_and_says_that_it_is_an_estimate(ledger: CostLedger) -> None:

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _costs import BILL, line_of
 from _world import HARDWARE, MODEL
 
 from cortecs_async import AsyncCortecs, errors
 from cortecs_async._client.costs import as_moment
-from cortecs_async._recovery.cost_lines import cost_line
 from cortecs_async._recovery.ledger import CostLedger
 from cortecs_async.types import CostGroup, CostReport
 
-API = "https://cortecs.ai/api/v1"
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()
 DAY = 86400.0
 
@@ -38,25 +37,9 @@ def ledger(state_dir: Path) -> CostLedger:
 
 def add(ledger: CostLedger, lease_id: str, *, days: float = 0.0, **changes: Any) -> None:
     """Add a lease that ended `days` before now."""
-    bill = {
-        "model": MODEL,
-        "hardware_type_id": HARDWARE,
-        "interval_price": 0.05,
-        "currency": "EUR",
-        **changes.pop("bill", {}),
-    }
+    bill = {**BILL, **changes.pop("bill", {})}
     ended_at = time.time() - days * DAY
-    common: dict[str, Any] = {
-        "instance_id": f"i-{lease_id}",
-        "started_at": ended_at - 90.0,
-        "ended_at": ended_at,
-        "seconds": 90.0,
-        "outcome": "released",
-        "written_by": "lease",
-        "account": "a1",
-        "api_base_url": API,
-    }
-    ledger.write([cost_line(bill, lease_id=lease_id, **{**common, **changes})])
+    ledger.write([line_of(lease_id, bill=bill, **{"ended_at": ended_at, **changes})])
 
 
 async def costs(*args: Any, **kwargs: Any) -> CostReport:

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from _costs import API, line_of
 from _evidence import account_of, applying
 from _promises import created as recorded
 from _promises import intent
@@ -25,7 +26,7 @@ from cortecs_async import AsyncCortecs, RetryPolicy, errors
 from cortecs_async._recovery import journal as _journal
 from cortecs_async._recovery import ledger as _ledger
 from cortecs_async._recovery.accounts import fingerprint
-from cortecs_async._recovery.cost_lines import LeaseCost, cost_line, merged, parse_line
+from cortecs_async._recovery.cost_lines import LeaseCost, merged, parse_line
 from cortecs_async._recovery.journal import JournalFile, read_journals
 from cortecs_async._recovery.ledger import CostLedger
 from cortecs_async._recovery.records import JournalState, Record, encode
@@ -33,25 +34,11 @@ from cortecs_async._recovery.recover import reap_account
 from cortecs_async._recovery.store import PromiseStore
 from cortecs_async.emulator import Emulator, Fault
 
-API = "https://api.test"
-BILL = {"model": MODEL, "hardware_type_id": HARDWARE, "interval_price": 0.05, "currency": "EUR"}
-
 
 def line(lease_id: str = "e1", **changes: Any) -> Record:
     """Return the line of a lease that ended in November 2026."""
     ended_at = datetime(2026, 11, 15, 12, tzinfo=UTC).timestamp()
-    common: dict[str, Any] = {
-        "lease_id": lease_id,
-        "instance_id": f"i-of-{lease_id}",
-        "started_at": ended_at - 90.0,
-        "ended_at": ended_at,
-        "seconds": 90.0,
-        "outcome": "released",
-        "written_by": "lease",
-        "account": "a1",
-        "api_base_url": API,
-    }
-    return cost_line(changes.pop("bill", BILL), **{**common, **changes})
+    return line_of(lease_id, **{"ended_at": ended_at, **changes})
 
 
 def parsed(*lines: Record) -> list[LeaseCost]:
