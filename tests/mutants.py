@@ -3313,8 +3313,8 @@ MUTANTS = [
     Mutant(
         "starts a batch without a usable inference key",
         "_cli/batch.py",
-        '    """Run the batch, print how it ended, and return the status."""\n    check_inference_key()\n',
-        '    """Run the batch, print how it ended, and return the status."""\n',
+        "    check_inference_key()\n    report: ",
+        "    report: ",
         "cli/test_batch.py::test_nothing_is_started_without_a_usable_inference_key",
     ),
     Mutant(
@@ -3405,7 +3405,7 @@ MUTANTS = [
     ),
     Mutant(
         "believes one list that lacks an instance with `rm --force`",
-        "_cli/instances.py",
+        "_cli/teardown.py",
         "    elif ignore_missing:\n",
         '    elif ignore_missing:\n        return "already gone"\n',
         "cli/test_instances.py::TestStopAndRemove::test_force_believes_several_readings_and_not_one_list",

@@ -140,9 +140,9 @@ def main() -> None:
     from cortecs_async._cli import cli
     from cortecs_async.emulator import serve_emulator
 
-    for name in sorted(cli.commands):
+    for name in sorted(cli.summaries):
         assert call(name, "--help").startswith("Usage: "), name
-    print(len(cli.commands), "commands")
+    print(len(cli.summaries), "commands")
     with tempfile.TemporaryDirectory() as state, serve_emulator(step_seconds=0.01) as emulator:
         os.environ.update(emulator.env(), CORTECS_STATE_DIR=state)
         call_commands()

@@ -282,8 +282,8 @@ def test_the_table_has_the_statuses_that_the_help_of_a_command_lists() -> None:
     from cortecs_async._cli import cli  # noqa: PLC0415  (optional)
 
     rows = table_of_statuses()
-    for name, command in cli.commands.items():
-        for status, _ in vars(command).get("_tables", {}).get("Exit statuses", ()):
+    for name in cli.summaries:
+        for status, _ in vars(cli.load(name)).get("_tables", {}).get("Exit statuses", ()):
             assert status == "n" or any(
                 int(status) in found and (name in who or not who or status == "0") for found, who in rows
             ), (name, status)

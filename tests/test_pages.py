@@ -264,7 +264,7 @@ def test_every_command_and_option_in_a_page_is_one(page: Path) -> None:
         for name, rest in re.findall(
             r"(?:cortecs-async|-m cortecs_async) (?:-q )?(\w+)(.*)$", block, re.MULTILINE
         ):
-            known = {each for param in cli.commands[name].params for each in param.opts} | {"--help"}
+            known = {each for param in cli.load(name).params for each in param.opts} | {"--help"}
             assert set(re.findall(r"--[a-z-]+", rest.partition(" -- ")[0])) <= known, (name, rest)
 
 

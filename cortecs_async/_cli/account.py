@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from attrs import frozen
 
-from .. import AsyncCortecs
-from ..types import HardwareType, Model, ModelPreview
 from .command import cli_command
+from .display import print_list
 from .options import json_option
-from .output import format_money, print_json, print_list, print_note, sanitize
+from .output import format_money, print_json, print_note, sanitize
 from .runtime import call_api
+
+if TYPE_CHECKING:
+    from .. import AsyncCortecs
+    from ..types import HardwareType, Model, ModelPreview
 
 # Words in a `hardware_info` key for the memory of the GPUs, besides its unit.
 _MEMORY_WORDS = {"vram", "gpu", "memory", "mem", "total", "size", "in"}
 _MEMORY_UNITS = {"gb": "GB", "gib": "GiB", "mb": "MB", "mib": "MiB"}
 
 
-@frozen
-class _Catalog:
+class _Catalog(NamedTuple):
     """The hardware types and their current availability."""
 
     hardware: Mapping[str, HardwareType]

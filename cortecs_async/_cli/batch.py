@@ -7,18 +7,15 @@ import math
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import attrs
 import click
 
-from .. import AsyncCortecs, CortecsError
-from ..errors import AmbiguousStartError, BatchWriteError
-from ..signals import cancel_on_sigterm
-from ..types import BatchPlan, BatchReport
-from .batch_display import BatchDisplay, LineDisplay, LiveDisplay, format_duration, format_number
+import cortecs_async
+
+from ..errors import AmbiguousStartError, BatchWriteError, CortecsError
+from .batch_display import BatchDisplay, LineDisplay, format_duration, format_number
 from .command import cli_command
-from .environment import check_inference_key
 from .options import (
     amount,
     capacity_timeout_option,
@@ -45,10 +42,12 @@ from .output import (
     print_note,
     print_warning,
     sanitize,
-    stderr_console,
 )
 from .program import command_line, quote
-from .runtime import FAILED, run_async, termination_signals
+from .runtime import FAILED, cancel_on_signals, run_async
+
+if TYPE_CHECKING:
+    from ..types import BatchPlan, BatchReport
 
 SOME_REQUESTS_FAILED = 3
 
@@ -170,20 +169,29 @@ def batch(*, dry_run: bool, as_json: bool, **options: Any) -> None:
 def _new_display() -> BatchDisplay:
     if is_quiet():
         return BatchDisplay()
+    from .tables import stderr_console  # noqa: PLC0415  (slow to import)
+
     console = stderr_console()
-    return LiveDisplay(console) if console.is_terminal else LineDisplay(console)
+    if not console.is_terminal:
+        return LineDisplay(console)
+    from .batch_live import LiveDisplay  # noqa: PLC0415  (only on a terminal)
+
+    return LiveDisplay(console)
 
 
 async def _batch(options: dict[str, Any], display: BatchDisplay, as_json: bool) -> int:
     """Run the batch, print how it ended, and return the status."""
+    from ..types import BatchReport  # noqa: PLC0415  (slow to import)
+    from .environment import check_inference_key  # noqa: PLC0415  (only to run it)
+
     check_inference_key()
     report: BatchReport | None = None
     # Including SIGINT, because asyncio raises the second Ctrl-C as a KeyboardInterrupt anywhere, even while
     # the last lines are printed.
-    async with cancel_on_sigterm(*_signals()):
+    async with cancel_on_signals(*_interrupt()):
         try:
             # The reaper is required, because it deletes the instances if this process is killed.
-            async with AsyncCortecs(guard="required") as client:
+            async with cortecs_async.AsyncCortecs(guard="required") as client:
                 with display:
                     try:
                         report = await client.run_batch(
@@ -210,12 +218,14 @@ async def _batch(options: dict[str, Any], display: BatchDisplay, as_json: bool) 
     return SOME_REQUESTS_FAILED if report.failed else 0
 
 
-def _signals() -> tuple[signal.Signals, ...]:
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    return termination_signals() if ignored else (signal.SIGINT, *termination_signals())
+def _interrupt() -> tuple[signal.Signals, ...]:
+    """Return SIGINT, unless it is ignored."""
+    return () if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else (signal.SIGINT,)
 
 
 def _print_report(report: BatchReport) -> None:
+    import attrs  # noqa: PLC0415  (loaded with the report)
+
     facts = {"cost": report.cost, "currency": report.currency, "left": report.left}
     print_json({**attrs.asdict(report, recurse=False), **facts})
 
@@ -237,8 +247,10 @@ def _print_early_end(error: BaseException, report: BatchReport | None) -> None:
 
 
 async def _plan(options: dict[str, Any]) -> BatchPlan:
+    from .environment import check_inference_key  # noqa: PLC0415  (only to run it)
+
     check_inference_key()
-    async with AsyncCortecs(guard="off") as client:
+    async with cortecs_async.AsyncCortecs(guard="off") as client:
         return await client.plan_batch(**{name: options[name] for name in _PLAN_ARGUMENTS})
 
 

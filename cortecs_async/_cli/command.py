@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from click.shell_completion import CompletionItem
 
 from .global_options import GLOBAL_OPTIONS, accept_global_options, apply_global_options
 from .options import JSON
@@ -16,6 +15,9 @@ from .output import wrap, wrap_errors
 from .program import remember_arguments
 from .runtime import exit_interrupted
 from .suggestions import did_you_mean, nearest
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Rows = Sequence[tuple[str, str]]
 
@@ -55,6 +57,8 @@ class _HelpFormatter(click.HelpFormatter):
         self, indent_increment: int = 2, width: int | None = None, max_width: int | None = None
     ) -> None:
         if width is None:
+            import shutil  # noqa: PLC0415  (slow to import)
+
             width = max(min(shutil.get_terminal_size().columns, max_width or 80) - 2, 20)
         super().__init__(indent_increment, width, max_width)
 
@@ -132,6 +136,8 @@ class Command(click.Command):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete the global options too, although a command's help hides them."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415  (only for completion)
+
         found = super().shell_complete(ctx, incomplete)
         if incomplete.startswith("-"):
             for each in self._global_options:
@@ -175,22 +181,63 @@ def cli_command(
     return decorate
 
 
+class Listed(NamedTuple):
+    """A command in the help of its group, which is loaded when it is called.
+
+    Attributes:
+        location: Its module in this package and its name there: "module:name".
+        summary: The first paragraph of its docstring.
+    """
+
+    location: str
+    summary: str
+
+
 class Group(click.Group):
-    """The commands, in groups.
+    """The commands, in groups. A command's module is loaded only when the command or its help is needed.
 
     Args:
-        groups: The commands, by the title of their group.
+        groups: The commands by their names, by the title of their group.
     """
 
     context_class = _Context
 
-    def __init__(self, *args: Any, groups: Mapping[str, Sequence[Command]], **options: Any) -> None:
+    def __init__(self, *args: Any, groups: Mapping[str, Mapping[str, Listed]], **options: Any) -> None:
         super().__init__(*args, **options)
         self._groups = groups
-        for each in groups.values():
-            for one in each:
-                accept_global_options(one)
-                self.add_command(one)
+        self._listed = {name: each for group in groups.values() for name, each in group.items()}
+
+    @property
+    def summaries(self) -> dict[str, str]:
+        """The summaries of all commands by name, in the order of the help."""
+        return {name: each.summary for name, each in self._listed.items()}
+
+    def load(self, name: str) -> Command:
+        """Load a command."""
+        if name not in self.commands:
+            module, _, attribute = self._listed[name].location.partition(":")
+            command = getattr(importlib.import_module(f".{module}", __package__), attribute)
+            accept_global_options(command)
+            self.add_command(command)
+        command = self.commands[name]
+        assert isinstance(command, Command)  # noqa: S101  (for the type checker)
+        return command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return [*self._listed]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        return self.load(cmd_name) if cmd_name in self._listed else None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the names of commands without loading the commands."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415  (only for completion)
+
+        commands = self.summaries.items()
+        found = [CompletionItem(name, help=text) for name, text in commands if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         remember_arguments(ctx, args)
@@ -200,7 +247,7 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name in self.commands or name.startswith("-") or ctx.resilient_parsing:
+        if name in self._listed or name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         from .error_help import find_error  # noqa: PLC0415  (only for a mistake)
 
@@ -213,7 +260,7 @@ class Group(click.Group):
     def suggestions(self, name: str) -> list[str]:
         """Return the commands that a wrong name may mean, best first."""
         known = _OTHER_NAMES.get(name.lower())
-        return [known] if known else nearest(name, self.commands)
+        return [known] if known else nearest(name, self._listed)
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         with wrap_errors():
@@ -229,7 +276,7 @@ class Group(click.Group):
         except click.Abort as abort:
             click.echo(err=True)  # the cursor is still on the question's line
             if isinstance(abort.__context__, EOFError):
-                command = self.get_command(ctx, ctx.invoked_subcommand or "")
+                command = self.commands.get(ctx.invoked_subcommand or "")
                 has_yes = command is not None and any(each.name == "yes" for each in command.params)
                 advice = " Pass --yes to skip the question." if has_yes else ""
                 raise click.ClickException(f"Standard input closed before you answered.{advice}") from None
@@ -239,7 +286,7 @@ class Group(click.Group):
         del ctx
         for title, commands in self._groups.items():
             with formatter.section(title):
-                formatter.write_dl([(str(each.name), each.summary) for each in commands])
+                formatter.write_dl([(name, each.summary) for name, each in commands.items()])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx

@@ -7,26 +7,25 @@ import io
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import date
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from .._display import duration_text, money_text
-from .._durations import parse_duration
-from ..types import CostGroup, CostReport, CostRow, LeaseCost
 from .command import cli_command
 from .options import json_option
 from .output import (
     format_time,
-    make_table,
     print_json,
     print_note,
     print_warning,
     sanitize,
-    stdout_console,
     to_json,
 )
 from .runtime import call_api
+
+if TYPE_CHECKING:
+    from ..types import CostGroup, CostReport, CostRow, LeaseCost
 
 _ESTIMATE = "Estimated from list prices; your invoice is authoritative."
 
@@ -41,6 +40,8 @@ Period = float | date | str | None
 
 def moment(value: str) -> Period:
     """Check the value of --since and --until, for the `type` of an option."""
+    from .._durations import parse_duration  # noqa: PLC0415  (only to parse one)
+
     if value == "all":
         return None
     try:
@@ -100,6 +101,8 @@ def costs(since: Period, until: Period, by: str, as_csv: bool, as_json: bool) ->
 
 
 def _print_table(report: CostReport, by: str) -> None:
+    from .tables import make_table, stdout_console  # noqa: PLC0415  (slow to import)
+
     console = stdout_console()
     if by == "lease":
         columns = ("ended", "instance", "outcome", "model", "hardware", "project", "time", "cost")

@@ -6,25 +6,21 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-import anyio
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from .. import AsyncCortecs
-from ..integrations.rich import ProvisioningBar
-from ..signals import cancel_on_sigterm
-from ..types import Balance
+import cortecs_async
+
 from .command import cli_command, wrap_example
-from .environment import CREDENTIALS
-from .output import count, format_money, print_nothing_left, stdout_console, wrap
+from .output import count, format_money, print_nothing_left, wrap
 from .program import program
-from .runtime import import_optional, run_async, termination_signals
+from .runtime import cancel_on_signals, import_optional, run_async
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .. import InstanceLease
     from ..emulator import Emulator
+    from ..types import Balance
 
 _MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 _HARDWARE = "NVIDIA_H100_1"
@@ -50,7 +46,9 @@ def demo(step_seconds: float, prompt: str) -> None:
 
 
 async def _cancellable(step_seconds: float, prompt: str) -> None:
-    async with cancel_on_sigterm(*termination_signals()):
+    import anyio  # noqa: PLC0415  (slow to import)
+
+    async with cancel_on_signals():
         try:
             await _demo(step_seconds, prompt)
         except anyio.get_cancelled_exc_class() as cancelled:
@@ -60,6 +58,8 @@ async def _cancellable(step_seconds: float, prompt: str) -> None:
 
 async def _demo(step_seconds: float, prompt: str) -> None:
     from ..emulator import serve_emulator  # noqa: PLC0415  (optional, checked by the caller)
+    from ..integrations.rich import ProvisioningBar  # noqa: PLC0415  (slow to import)
+    from .tables import stdout_console  # noqa: PLC0415  (slow to import)
 
     console = stdout_console()
     console.print(
@@ -69,7 +69,7 @@ async def _demo(step_seconds: float, prompt: str) -> None:
     async with serve_emulator(step_seconds=step_seconds, token_seconds=0.03) as emulator:
         console.print(f"\n[bold]emulator[/]  {emulator.api_base_url}", soft_wrap=True)
         console.print(f"[bold]lease[/]     {_MODEL} on {_HARDWARE}")
-        async with AsyncCortecs(
+        async with cortecs_async.AsyncCortecs(
             emulator.client_id,
             emulator.client_secret,
             api_base_url=emulator.api_base_url,
@@ -91,6 +91,8 @@ async def _demo(step_seconds: float, prompt: str) -> None:
 
 
 async def _chat(console: Console, inst: InstanceLease, api_key: str, prompt: str) -> None:
+    from rich.markup import escape  # noqa: PLC0415  (slow to import)
+
     console.print(f"[bold]you[/]       {escape(prompt)}")
     console.print("[bold]model[/]     ", end="")
     column, word = len("model     "), ""
@@ -120,6 +122,8 @@ async def _chat(console: Console, inst: InstanceLease, api_key: str, prompt: str
 
 
 def _print_receipt(console: Console, emulator: Emulator, balance: Balance) -> None:
+    from rich.table import Table  # noqa: PLC0415  (slow to import)
+
     currency = balance.currency
     table = Table(title="emulator receipt", title_justify="left", box=None, show_header=False)
     for entry in emulator.ledger:
@@ -137,6 +141,8 @@ def _print_receipt(console: Console, emulator: Emulator, balance: Balance) -> No
 
 
 def _print_next_steps(console: Console) -> None:
+    from .environment import CREDENTIALS  # noqa: PLC0415  (only to run it)
+
     if all(os.environ.get(name, "").strip() for name in CREDENTIALS):
         steps = {
             "doctor": "check your account and this machine",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import sys
+from typing import TYPE_CHECKING
 
-from attrs import evolve
+import cortecs_async
 
-from .. import AsyncCortecs, __version__
-from ..types import Finding
 from .command import cli_command
 from .options import json_option
-from .output import print_json, sanitize, stdout_console, wrap
+from .output import print_json, sanitize, wrap
 from .runtime import FAILED, run_async
 from .wording import to_command_line
+
+if TYPE_CHECKING:
+    from ..types import Finding
 
 # The packages in each extra. An extra counts as installed if its packages are.
 _EXTRAS = {
@@ -49,7 +50,9 @@ def doctor(as_json: bool) -> None:
 
 
 async def _diagnose() -> tuple[Finding, ...]:
-    client = AsyncCortecs()  # not entered, because missing credentials would raise an error
+    from attrs import evolve  # noqa: PLC0415  (loaded with the client)
+
+    client = cortecs_async.AsyncCortecs()  # not entered, because missing credentials would raise an error
     try:
         findings = await client.diagnose()
     finally:
@@ -61,6 +64,8 @@ async def _diagnose() -> tuple[Finding, ...]:
 
 
 def _print_findings(findings: tuple[Finding, ...]) -> None:
+    from .tables import stdout_console  # noqa: PLC0415  (slow to import)
+
     versions = _versions()
     width = max(map(len, [*versions, *(finding.name for finding in findings)])) + 2
     passed, failed = _marks()
@@ -96,7 +101,7 @@ def _marks() -> tuple[str, str]:
 
 def _versions() -> dict[str, str]:
     return {
-        "cortecs-async": __version__,
+        "cortecs-async": cortecs_async.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
@@ -104,6 +109,8 @@ def _versions() -> dict[str, str]:
 
 def _extra_version(name: str) -> str | None:
     """Return the versions of an extra's packages, or None if one is missing."""
+    import importlib.metadata  # noqa: PLC0415  (slow to import)
+
     try:
         return " + ".join(importlib.metadata.version(package) for package in _EXTRAS[name])
     except importlib.metadata.PackageNotFoundError:

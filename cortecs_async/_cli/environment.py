@@ -9,11 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from dotenv import dotenv_values
 
 from .. import ConfigurationError
-from .._credentials import resolve_sources
-from .._profiles import load_profile
 from .output import LibraryError, print_note, print_warning
 
 CREDENTIALS = ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET")
@@ -33,6 +30,8 @@ def check_inference_key() -> None:
     Raises:
         ConfigurationError: If there is no key, or it is clearly invalid.
     """
+    from .._credentials import resolve_sources  # noqa: PLC0415  (slow to import)
+
     sources, _ = resolve_sources(client_id=None, client_secret=None, provider=None, profile=None)
     if problem := sources.inference_key_problem():
         raise ConfigurationError(problem)
@@ -44,6 +43,8 @@ def use_profile(name: str) -> None:
     Raises:
         click.ClickException: If the profile cannot be used.
     """
+    from .._profiles import load_profile  # noqa: PLC0415  (slow to import)
+
     try:
         profile = load_profile(name)
     except ConfigurationError as error:
@@ -58,7 +59,7 @@ def use_profile(name: str) -> None:
         os.environ.pop(variable, None)
 
 
-def load_env_file(path: Path | None) -> None:
+def load_env_file(path: Path | str | None) -> None:
     """Set the variables from a .env file that are not set in the environment.
 
     Args:
@@ -68,10 +69,13 @@ def load_env_file(path: Path | None) -> None:
     Raises:
         click.ClickException: If a requested file cannot be read.
     """
+    path = None if path is None else Path(path)
     try:
         # Plain files only, because reading a named pipe would never end.
         if path is None and not _DEFAULT_FILE.is_file():
             return
+        from dotenv import dotenv_values  # noqa: PLC0415  (slow to import)
+
         with _parser_warnings_name(path or _DEFAULT_FILE):
             values = dotenv_values(path or _DEFAULT_FILE, interpolate=False)
         new = {

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from .environment import load_env_file, use_profile
 from .options import JSON, profile_name
-from .runtime import allow_log_level_from_environment, set_up_logging
 
 GLOBAL_OPTIONS = (
     click.Option(
         ["--env-file"],
-        type=click.Path(dir_okay=False, exists=True, path_type=Path),
+        type=click.Path(dir_okay=False, exists=True),
         help="Read CORTECS_* and OPENAI_API_KEY from this file if they are not set in the environment. "
         "By default, only credentials are read, from .env.",
     ),
@@ -65,6 +62,10 @@ def apply_global_options(ctx: click.Context) -> None:
     Raises:
         click.UsageError: If the command has no --json.
     """
+    # Only a command that runs needs these, not its help.
+    from .environment import load_env_file, use_profile  # noqa: PLC0415
+    from .log import allow_log_level_from_environment, set_up_logging  # noqa: PLC0415
+
     options = ctx.find_root().params
     if ctx.params.get(JSON):
         options[JSON] = True

@@ -7,7 +7,7 @@ import re
 import click
 from click.shell_completion import CompletionItem
 
-from .command import Command, Group, cli_command
+from .command import Group, cli_command
 from .error_help import find_error, public_errors, similar_errors, summary, write_error
 from .suggestions import did_you_mean
 
@@ -17,8 +17,7 @@ _CLASS = re.compile(r"[a-z][A-Z]|(?i:error)$")
 
 def _complete(ctx: click.Context, _argument: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete command and error names."""
-    commands = _group(ctx).commands
-    known = {name: each.summary if isinstance(each, Command) else "" for name, each in commands.items()}
+    known = _group(ctx).summaries
     known |= {name: summary(each) for name, each in public_errors().items()}
     return [
         CompletionItem(name, help=meaning)
@@ -41,7 +40,7 @@ def help_(ctx: click.Context, /, name: str | None) -> None:
         click.echo(root.get_help())
         return
     group = _group(ctx)
-    error = None if name in group.commands else find_error(name)
+    error = None if name in group.summaries else find_error(name)
     if error is not None:
         formatter = ctx.make_formatter()
         write_error(error, formatter)

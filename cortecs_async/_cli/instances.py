@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
+from typing import TYPE_CHECKING
 
-import anyio
-import attrs
 import click
 
-from .. import AsyncCortecs, CortecsError, Instance
-from ..errors import (
-    BadRequestError,
-    ConflictError,
-    InstanceGoneError,
-    JournalError,
-    NotFoundError,
-)
-from ..types import Listing, Owner
+from ..errors import CortecsError, JournalError
 from .command import cli_command
+from .display import print_list
 from .options import duration, json_option
 from .output import (
     FINAL_STATUSES,
@@ -35,7 +26,6 @@ from .output import (
     print_facts,
     print_help_lines,
     print_json,
-    print_list,
     print_note,
     print_warning,
     step_text,
@@ -44,16 +34,15 @@ from .owners import UNMANAGED, describe_owner
 from .runtime import FAILED, call_api, run_async
 from .suggestions import did_you_mean, nearest
 
-# If there is nothing left to stop, the service rejects a stop request with one of these. It is not documented
-# which.
-_REJECTIONS = (BadRequestError, ConflictError, NotFoundError)
+if TYPE_CHECKING:
+    from .. import AsyncCortecs, Instance
+    from ..types import Listing, Owner
+    from .teardown import Action
 
 _COLUMNS = ("id", "model", "hardware", "workers", "status", "step", "started", "owner", "base url")
 
 # Left out on a narrow terminal, in this order. `show` always prints them.
 _OPTIONAL_COLUMNS = ("base url", "started", "step", "workers", "hardware")
-
-logger = logging.getLogger("cortecs_async.cli")
 
 _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 _ids_argument = click.argument("ids", metavar="[ID]...", nargs=-1)
@@ -61,8 +50,6 @@ _ids_argument = click.argument("ids", metavar="[ID]...", nargs=-1)
 _timeout_option = click.option(
     "--timeout", type=duration, default="2m", help="Stop waiting for an instance after this time."
 )
-
-_Action = Callable[[AsyncCortecs, str], Awaitable[str]]
 
 
 @cli_command(examples=("cortecs-async ls", "cortecs-async ls --status running --json"))
@@ -138,12 +125,14 @@ def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: boo
     people and programs, so it lists them and asks for confirmation.
     """
     _check_choice(ids, every)
+    from .teardown import stop_instance  # noqa: PLC0415  (slow to import)
+
     is_left = False
     if every:
         listed = _list()
         is_left = bool(listed.unreadable)
         ids = _confirm("stop", [instance for instance in listed if not has_ended(instance)], yes=yes)
-    _apply(partial(_stop, timeout=timeout if wait else 0.0), ids, is_left=is_left)
+    _apply(partial(stop_instance, timeout=timeout if wait else 0.0), ids, is_left=is_left)
 
 
 @cli_command(
@@ -166,6 +155,8 @@ def rm(ids: tuple[str, ...], every: bool, stop_first: bool, force: bool, timeout
     asks for confirmation.
     """
     _check_choice(ids, every)
+    from .teardown import remove_instance  # noqa: PLC0415  (slow to import)
+
     stop_first = stop_first or force
     listing = _list()
     listed: dict[str, Instance | None] = {each.instance_id: each for each in listing}
@@ -176,7 +167,9 @@ def rm(ids: tuple[str, ...], every: bool, stop_first: bool, force: bool, timeout
             print_note(f"Skipped {count(skipped, 'instance')} not yet stopped. Pass --stop to delete all.")
         ids = _confirm("delete", chosen, yes=yes)
     is_left = every and bool(listing.unreadable)
-    remove = partial(_remove, listed=listed, stop_first=stop_first, ignore_missing=force, timeout=timeout)
+    remove = partial(
+        remove_instance, listed=listed, stop_first=stop_first, ignore_missing=force, timeout=timeout
+    )
     _apply(remove, ids, is_left=is_left)
 
 
@@ -210,6 +203,8 @@ class _Row:
         owner = self._owner
         kind = owner.kind if owner is not None else UNMANAGED if self._is_known else None
         shared = (owner.shared or None) if owner is not None else None
+        import attrs  # noqa: PLC0415  (loaded with the instance)
+
         fields = attrs.asdict(self._instance, recurse=False)
         return {
             **fields,
@@ -223,7 +218,9 @@ async def _owners(client: AsyncCortecs) -> Mapping[str, Owner] | None:
     try:
         return await client.owners()
     except JournalError as error:
-        logger.info("Could not determine the owners: %s", error)
+        import logging  # noqa: PLC0415  (slow to import)
+
+        logging.getLogger("cortecs_async.cli").info("Could not determine the owners: %s", error)
         return None
 
 
@@ -297,10 +294,12 @@ def _is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _apply(action: _Action, ids: tuple[str, ...], *, is_left: bool) -> None:
+def _apply(action: Action, ids: tuple[str, ...], *, is_left: bool) -> None:
     """Run an action for all instances and print a line for each. Exit with 1 if one failed or `is_left`."""
+    from .teardown import for_each  # noqa: PLC0415  (slow to import)
+
     failed, shown = is_left, list[CortecsError]()
-    for instance_id, result in run_async(_for_each, ids, action):
+    for instance_id, result in run_async(for_each, ids, action):
         if isinstance(result, CortecsError):
             failed = True
             text = error_text(result)
@@ -314,81 +313,3 @@ def _apply(action: _Action, ids: tuple[str, ...], *, is_left: bool) -> None:
     print_help_lines(*shown)
     if failed:
         sys.exit(FAILED)
-
-
-async def _for_each(ids: tuple[str, ...], action: _Action) -> list[tuple[str, str | CortecsError]]:
-    """Run an action for all instances in parallel. An error with one instance does not affect the others."""
-    results: dict[str, str | CortecsError] = {}
-
-    async def attempt(instance_id: str) -> None:
-        try:
-            results[instance_id] = await action(client, instance_id)
-        except CortecsError as error:
-            results[instance_id] = error
-
-    unique = tuple(dict.fromkeys(ids))
-    async with AsyncCortecs() as client, anyio.create_task_group() as tasks:
-        for instance_id in unique:
-            tasks.start_soon(attempt, instance_id)
-    return [(instance_id, results[instance_id]) for instance_id in unique]
-
-
-async def _stop(client: AsyncCortecs, instance_id: str, *, timeout: float) -> str:
-    try:
-        instance = await client.instances.stop(instance_id)
-    except _REJECTIONS as rejection:
-        try:
-            instance = await client.instances.get(instance_id)
-        except _REJECTIONS:
-            raise rejection from None
-        if has_ended(instance):
-            return f"already {instance.status}"
-        if instance.status.lower() != "stopping":
-            raise
-    if has_ended(instance) or not timeout:
-        return instance.status
-    try:
-        with anyio.move_on_after(timeout):
-            async for instance in client.instances.watch(instance_id):
-                if has_ended(instance):
-                    return instance.status
-            return "gone"
-    except InstanceGoneError:
-        return "gone"
-    except anyio.get_cancelled_exc_class():
-        print_warning(f"{instance_id} was asked to stop and is {instance.status}.")
-        raise
-    raise CortecsError(f"is {instance.status} after {timeout:g} s. It may be billed until it is stopped.")
-
-
-async def _remove(
-    client: AsyncCortecs,
-    instance_id: str,
-    *,
-    listed: Mapping[str, Instance | None],
-    stop_first: bool,
-    ignore_missing: bool,
-    timeout: float,
-) -> str:
-    if instance_id in listed:
-        instance = listed[instance_id]
-    elif ignore_missing:
-        # One list without the instance proves nothing. A release polls until it is certain.
-        await client.release(instance_id, teardown_timeout=timeout)
-        return "gone"
-    else:
-        instance = await client.instances.get(instance_id)  # raises the same error as `show`
-    if stop_first:
-        await client.release(instance_id, teardown_timeout=timeout)
-    elif instance is None or has_ended(instance):
-        # If its status is unknown, the service itself rejects deleting a running instance.
-        with anyio.move_on_after(timeout):
-            await client.instances.delete(instance_id)
-            return "deleted"
-        raise CortecsError(
-            f"was not confirmed deleted within {timeout:g} s. "
-            f"Run `cortecs-async show {instance_id}` to check."
-        )
-    else:
-        raise CortecsError(f"is {instance.status}. Pass --stop to stop it first.")
-    return "deleted"

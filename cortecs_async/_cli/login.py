@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .. import AsyncCortecs, ConfigurationError, RequestError, Secret
-from .._credentials import FoundKey, resolve_sources
-from .._extras import install_command
-from .._profiles import (
-    DEFAULT_PROFILE,
-    PROFILE_NAME,
-    Profile,
-    config_file,
-    profile_names,
-    remove_profile,
-    save_profile,
-    why_no_file,
-)
+import cortecs_async
+
+from ..errors import ConfigurationError, RequestError
 from .command import cli_command
-from .environment import CREDENTIALS, INFERENCE_KEYS
+from .options import profile_name
 from .output import LibraryError, print_note, print_warning
 from .runtime import run_async
+
+if TYPE_CHECKING:
+    from .. import Secret
+    from .._profiles import Profile
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,10 +31,9 @@ _TOKEN = "/oauth2/token"  # noqa: S105  (a path)
 
 def _check_name(context: click.Context, _option: click.Parameter, value: str | None) -> str:
     # `cortecs-async --profile NAME login` means the same.
-    name: str = value or context.find_root().params.get("profile") or DEFAULT_PROFILE
-    if not PROFILE_NAME.fullmatch(name):
-        raise click.BadParameter(f'profile "{name}" is invalid: use letters, digits, - and _')
-    return name
+    from .._profiles import DEFAULT_PROFILE  # noqa: PLC0415  (slow to import)
+
+    return profile_name(value or context.find_root().params.get("profile") or DEFAULT_PROFILE)
 
 
 def _profile_option(text: str) -> Callable[[Command], Command]:
@@ -50,7 +42,7 @@ def _profile_option(text: str) -> Callable[[Command], Command]:
         "name",
         metavar="NAME",
         callback=_check_name,
-        help=f"{text}  [default: {DEFAULT_PROFILE}]",
+        help=f"{text}  [default: default]",
     )
 
 
@@ -65,6 +57,8 @@ def login(name: str, no_check: bool) -> None:
     reads three lines: client id, client secret, and inference API key. If the keyring package is
     installed and usable, the secrets are stored in the system keyring.
     """
+    from .._profiles import Profile, config_file, save_profile, why_no_file  # noqa: PLC0415  (slow to import)
+
     path = config_file()
     if path is None:
         reason, advice = why_no_file()
@@ -91,6 +85,8 @@ def login(name: str, no_check: bool) -> None:
 @_profile_option("Name of the profile to remove.")
 def logout(name: str) -> None:
     """Remove a stored profile and its secrets."""
+    from .._profiles import profile_names, remove_profile  # noqa: PLC0415  (slow to import)
+
     try:
         removed = remove_profile(name)
         names = () if removed else profile_names()
@@ -104,6 +100,8 @@ def logout(name: str) -> None:
 
 def _ask() -> tuple[str, Secret, Secret]:
     """Ask for client id, client secret, and inference API key. Other users could see arguments."""
+    from .. import Secret  # noqa: PLC0415  (slow to import)
+
     if not sys.stdin.isatty():
         try:
             text = sys.stdin.read()
@@ -128,6 +126,8 @@ def _ask() -> tuple[str, Secret, Secret]:
 
 
 def _check_values(profile: Profile) -> None:
+    from .._credentials import FoundKey, resolve_sources  # noqa: PLC0415  (slow to import)
+
     if not (profile.client_id and profile.client_secret):
         what = "client secret" if profile.client_id else "client id"
         raise click.ClickException(
@@ -146,7 +146,7 @@ def _check_values(profile: Profile) -> None:
 
 async def _try(profile: Profile, is_sent: bool) -> None:
     """Check the base URL. If `is_sent`, request a token with these credentials too."""
-    client = AsyncCortecs(
+    client = cortecs_async.AsyncCortecs(
         profile.client_id,
         profile.client_secret,
         api_base_url=profile.api_base_url or None,
@@ -167,11 +167,18 @@ async def _try(profile: Profile, is_sent: bool) -> None:
 
 
 def _print_result(profile: Profile) -> None:
+    from .._profiles import DEFAULT_PROFILE  # noqa: PLC0415  (loaded with the profile)
+    from .environment import CREDENTIALS, INFERENCE_KEYS  # noqa: PLC0415  (only to run it)
+
     print_note(f'Stored profile "{profile.name}" in {profile.file}.')
     if profile.in_keyring:
         print_note("The secrets are in the system keyring.")
     else:
         print_note("The secrets are in this file as plain text; only you can read it.")
+        import importlib.util  # noqa: PLC0415  (only here)
+
+        from .._extras import install_command  # noqa: PLC0415  (only for advice)
+
         if importlib.util.find_spec("keyring") is None:
             print_note(
                 f"To store them in the system keyring, run: {install_command('keyring')}, then run "

@@ -5,32 +5,62 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from .account import balance, hardware, models
-from .batch import batch
-from .command import Group
-from .completion import completion
-from .costs import costs
-from .demo import demo
-from .doctor import doctor
-from .emulator import emulator
+from .command import Group, Listed
 from .global_options import GLOBAL_OPTIONS
-from .help import help_
-from .instances import ls, rm, show, stop
-from .login import login, logout
-from .orphans import orphans, sweep
-from .run import run
-from .shared import down, ps, up, url
-from .start import restart, start
-from .top.command import top
-from .watch import watch
 
+# The modules of the commands, and their summaries for the help, which loads no command. A test compares them
+# with the docstrings.
 _GROUPS = {
-    "Rent and use": (run, batch, start, restart),
-    "Share by name": (up, url, ps, down),
-    "Your instances": (ls, show, watch, top),
-    "Clean up": (stop, rm, orphans, sweep),
-    "Catalog and account": (models, hardware, balance, costs),
-    "Set up and try": (demo, login, logout, doctor, emulator, completion, help_),
+    "Rent and use": {
+        "run": Listed("run:run", "Start an instance, run a command, and delete the instance."),
+        "batch": Listed("batch:batch", "Run a file of requests on temporary instances."),
+        "start": Listed("start:start", "Start an instance that keeps running, and print its id."),
+        "restart": Listed("start:restart", "Restart a stopped instance."),
+    },
+    "Share by name": {
+        "up": Listed("shared:up", "Start an instance under a name, keep it running, and print its URL."),
+        "url": Listed("shared:url", "Print the URL of an instance that was started under a name."),
+        "ps": Listed("shared:ps", "List the instances on this machine that have a name."),
+        "down": Listed("shared:down", "Delete an instance that was started under a name."),
+    },
+    "Your instances": {
+        "ls": Listed(
+            "instances:ls", "List all instances in the account, including the ones you did not start."
+        ),
+        "show": Listed("instances:show", "Show one instance."),
+        "watch": Listed("watch:watch", "Watch instances until all are stopped or gone."),
+        "top": Listed("top.command:top", "Monitor instances, costs, and owners in full screen."),
+    },
+    "Clean up": {
+        "stop": Listed("instances:stop", "Stop instances and their billing."),
+        "rm": Listed("instances:rm", "Delete instances."),
+        "orphans": Listed("orphans:orphans", "List the instances that dead processes left behind."),
+        "sweep": Listed("orphans:sweep", "Release the instances that dead processes left behind."),
+    },
+    "Catalog and account": {
+        "models": Listed(
+            "account:models", "List the models that you can start, or the hardware that a model runs on."
+        ),
+        "hardware": Listed(
+            "account:hardware", "List the hardware types, their prices, and whether they are available now."
+        ),
+        "balance": Listed("account:balance", "Show the account balance."),
+        "costs": Listed("costs:costs", "Show what the leases that ended on this machine cost."),
+    },
+    "Set up and try": {
+        "demo": Listed("demo:demo", "Try a lease on the built-in emulator, without an account."),
+        "login": Listed("login:login", "Store your credentials for all programs of this user."),
+        "logout": Listed("login:logout", "Remove a stored profile and its secrets."),
+        "doctor": Listed(
+            "doctor:doctor",
+            "Check your credentials, inference API key, and clock, the service, the journal, and the reaper.",
+        ),
+        "emulator": Listed("emulator:emulator", "Serve an emulated cortecs.ai until Ctrl-C."),
+        "completion": Listed(
+            "completion:completion", "Print a shell script that completes commands and options."
+        ),
+        "help": Listed("help:help_", "Show help for a command, or explain an error."),
+    },
 }
 
 

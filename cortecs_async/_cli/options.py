@@ -9,9 +9,6 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from .._durations import parse_duration
-from .._profiles import PROFILE_NAME
-
 # The name of the parameter of --json in all commands.
 JSON = "as_json"
 
@@ -20,6 +17,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def duration(value: str) -> float:
     """Parse a duration, for the `type` of an option. Return seconds."""
+    from .._durations import parse_duration  # noqa: PLC0415  (only to parse one)
+
     try:
         seconds = parse_duration(value)
     except ValueError as error:
@@ -113,6 +112,8 @@ def ready_option(default: str) -> Callable[[F], F]:
 
 def profile_name(value: str) -> str:
     """Check the name of a profile, for the `type` of an option."""
+    from .._profiles import PROFILE_NAME  # noqa: PLC0415  (slow to import)
+
     if not PROFILE_NAME.fullmatch(value):
         raise click.BadParameter(f'profile "{value}" is invalid: use letters, digits, - and _')
     return value

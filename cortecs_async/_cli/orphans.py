@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from ..types import Orphan
 from .command import cli_command
+from .display import print_list
 from .options import duration, json_option
-from .output import format_time, print_list
+from .output import format_time
 from .runtime import FAILED, call_api
+
+if TYPE_CHECKING:
+    import logging
+
+    from ..types import Orphan
 
 _MEANING = {
     "found": "left behind; run `cortecs-async sweep` to release it",
@@ -56,6 +61,8 @@ def sweep(dry_run: bool, force: bool, timeout: float, as_json: bool) -> None:
 
 
 def _run(*, dry_run: bool, as_json: bool, force: bool = False, timeout: float = 330.0) -> None:
+    import logging  # noqa: PLC0415  (slow to import)
+
     guard = logging.getLogger("cortecs_async.guard")
     guard.addFilter(_is_no_advice)
     try:

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import shutil
 import sys
-import textwrap
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable
 from datetime import UTC, datetime
-from typing import IO, Any, TextIO, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
-import attrs
 import click
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
-from .. import CortecsError, Instance, Progress
-from ..errors import APIStatusError, MissingCredentialsError
-from ..integrations.rich import ProvisioningBar
 from .options import JSON
-from .program import program
 from .wording import to_command_line
+
+if TYPE_CHECKING:
+    from .. import CortecsError, Instance
+    from ..errors import MissingCredentialsError
 
 T = TypeVar("T")
 
 # Spaces between two columns of a table.
-_GAP = 2
+COLUMN_GAP = 2
 
 # Columns of standard output when it is not a terminal, so that no line is wrapped.
-_UNLIMITED = 100_000
+UNLIMITED = 100_000
 
 # The published reference lists "pending", "running", and "stopped". "stopping" comes before "stopped".
 STATUSES = ("pending", "running", "stopping", "stopped")
@@ -50,7 +42,10 @@ def sanitize(value: T) -> T:
     changed: Any = value
     if isinstance(value, str):
         changed = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in value)
-    elif isinstance(value, tuple):
+        return cast("T", changed)
+    import attrs  # noqa: PLC0415  (slow to import; with a data class, it is loaded already)
+
+    if isinstance(value, tuple):
         changed = tuple(sanitize(each) for each in value)
     elif attrs.has(kind):
         changes = {each.name: sanitize(getattr(value, each.name)) for each in attrs.fields(kind)}
@@ -65,6 +60,8 @@ def one_line(value: object) -> str:
 
 def wrap(text: str, width: int, indent: str = "", next_indent: str | None = None) -> str:
     """Wrap a text at spaces. A word longer than a line stays whole."""
+    import textwrap  # noqa: PLC0415  (only for help and terminals)
+
     return textwrap.fill(
         text,
         max(width, 1),
@@ -82,7 +79,11 @@ def wrap_for_stderr(text: str) -> str:
 
 
 def _terminal_width(stream: TextIO) -> int:
-    return shutil.get_terminal_size().columns if stream.isatty() else _UNLIMITED
+    if not stream.isatty():
+        return UNLIMITED
+    import shutil  # noqa: PLC0415  (slow to import)
+
+    return shutil.get_terminal_size().columns
 
 
 @contextlib.contextmanager
@@ -120,6 +121,8 @@ def count(number: int, noun: str) -> str:
 
 def step_text(instance: Instance) -> str | None:
     """Format the startup step that the fastest worker has reached, or None if the service reports no step."""
+    from .. import Progress  # noqa: PLC0415  (loaded with the instance)
+
     step = Progress(instance=instance, elapsed=0.0).leading
     if not step.num_steps:
         return step.description or None
@@ -133,6 +136,8 @@ def has_ended(instance: Instance) -> bool:
 
 def error_text(error: CortecsError) -> str:
     """Format an error with its notes for the command line. -v adds the service's response."""
+    from ..errors import APIStatusError, MissingCredentialsError  # noqa: PLC0415  (loaded with the error)
+
     text = _missing_text(error) if isinstance(error, MissingCredentialsError) else str(error)
     lines = [to_command_line(text)]
     if isinstance(error, APIStatusError) and error.body and is_verbose():
@@ -167,11 +172,15 @@ def help_names(*errors: CortecsError) -> tuple[str, ...]:
     """Return the error classes to list below the messages: none with --quiet, and none for programs."""
     if is_quiet() or _has_option(JSON):
         return ()
+    from ..errors import CortecsError  # noqa: PLC0415  (loaded with the errors)
+
     # The help for the base class explains nothing.
     return tuple(dict.fromkeys(type(each).__name__ for each in errors if type(each) is not CortecsError))
 
 
 def _print_help_names(names: Iterable[str]) -> None:
+    from .program import program  # noqa: PLC0415  (only for an error)
+
     for name in names:
         with contextlib.suppress(OSError):
             click.secho(f"More: {program()} help {name}", dim=True, err=True)
@@ -186,20 +195,6 @@ def _missing_text(error: MissingCredentialsError) -> str:
         f"Missing credentials. Set {variables}, or run `cortecs-async login`. Create them on your account "
         "page on cortecs.ai. No account? Try `cortecs-async demo`."
     )
-
-
-def stdout_console() -> Console:
-    """Return a console for standard output. Without a terminal, it has no colors and does not wrap."""
-    is_terminal = sys.stdout.isatty()
-    # A name with a character that the encoding does not have must not end the command.
-    if callable(reconfigure := getattr(sys.stdout, "reconfigure", None)):
-        reconfigure(errors="replace")
-    return Console(highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else _UNLIMITED)
-
-
-def stderr_console() -> Console:
-    """Return a console for standard error, which may disappear."""
-    return Console(file=best_effort(sys.stderr), highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def best_effort(stream: TextIO) -> IO[str]:
@@ -262,22 +257,14 @@ def print_nothing_left(cancelled: BaseException) -> None:
         print_note("No instances were left behind.")
 
 
-@contextlib.contextmanager
-def start_progress() -> Generator[Callable[[Progress], None] | None]:
-    """Show startup progress on standard error. Yields an `on_progress`, or None with --quiet."""
-    if is_quiet():
-        yield None
-        return
-    with ProvisioningBar(stderr_console()) as bar:
-        yield lambda progress: bar(sanitize(progress))
-
-
 def print_json(value: object) -> None:
     click.echo(to_json(value, indent=2))
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
     """Return data classes and plain values as JSON with escaped control characters."""
+    import json  # noqa: PLC0415  (slow to import)
+
     text = json.dumps(value, indent=indent, ensure_ascii=False, default=_to_plain)
     return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
@@ -286,6 +273,8 @@ def _to_plain(value: Any) -> object:
     # `json` calls this for objects that it cannot write itself, including those in the result.
     if isinstance(value, datetime):
         return value.isoformat()
+    import attrs  # noqa: PLC0415  (loaded with the data class)
+
     fields = attrs.asdict(value, recurse=False)
     return {name: _iso_time(each) if name.endswith("_at") else each for name, each in fields.items()}
 
@@ -311,88 +300,17 @@ def print_facts(facts: Iterable[tuple[str, object]], *, err: bool = False) -> No
     with contextlib.suppress(*([OSError] if err else [])):
         for name, value in shown:
             # Commands are for copying.
-            left = _UNLIMITED if name.startswith("to ") else columns - width - 2
+            left = UNLIMITED if name.startswith("to ") else columns - width - 2
             lines = wrap(value, left).replace("\n", f"\n{'':{width + 2}}")
             click.echo(f"{click.style(f'{name:{width}}', bold=True)}  {lines}", err=err)
 
 
-def print_list(
-    found: Sequence[T],
-    columns: Sequence[str],
-    row: Callable[[T], Iterable[object]],
-    *,
-    optional: Sequence[str] = (),
-    wrapped: Sequence[str] = (),
-    empty: str,
-    as_json: bool,
-) -> None:
-    """Print objects on standard output, as JSON or as a table. `empty` is a note for an empty table."""
-    if as_json:
-        print_json(found)
-    elif found:
-        console = stdout_console()
-        console.print(make_table(console.width, columns, map(row, found), optional=optional, wrapped=wrapped))
-    else:
-        print_note(empty)
+def cell_text(cell: object) -> str:
+    """Return the text of a table's cell. None becomes a dash."""
+    return "-" if cell is None else one_line(cell)
 
 
-def make_table(
-    width: int,
-    columns: Sequence[str],
-    rows: Iterable[Iterable[object]],
-    *,
-    optional: Sequence[str] = (),
-    wrapped: Sequence[str] = (),
-) -> Table:
-    """Make a table. None becomes a dash. Only words longer than a line are broken.
-
-    Args:
-        width: The maximum width of the table in characters.
-        columns: The headings.
-        rows: The cells.
-        optional: Columns to leave out, in this order, until the others fit.
-        wrapped: Columns whose cells can then wrap to several lines. If the others still do not fit, each row
-            becomes several lines with one cell each.
-    """
-    # As Text, so that markup from the service, such as [red], has no effect.
-    texts = [[Text("-" if cell is None else one_line(cell)) for cell in row] for row in rows]
-    rows_by_name = [dict(zip(columns, row, strict=True)) for row in texts]
-    shown, removable = list(columns), list(optional)
-    while True:
-        cells = {name: [name, *(row[name].plain for row in rows_by_name)] for name in shown}
-        widest = {name: max(map(cell_len, cells[name])) for name in shown}
-        narrowest = {
-            name: max(cell_len(word) for cell in cells[name] for word in cell.split() or [""])
-            if name in wrapped
-            else widest[name]
-            for name in shown
-        }
-        gaps = _GAP * (len(shown) - 1)
-        if sum(widest.values()) + gaps <= width:
-            break
-        if not removable:
-            if sum(narrowest.values()) + gaps > width and len(shown) > 1:
-                return _stack(width, shown, rows_by_name)
-            break
-        shown.remove(removable.pop(0))
-    headers = (
-        Column(name, overflow="fold", no_wrap=name not in wrapped, min_width=narrowest[name])
-        for name in shown
-    )
-    table = Table(*headers, box=None, pad_edge=False, header_style="bold")
-    for row in rows_by_name:
-        table.add_row(*(row[name] for name in shown))
-    if sum(widest.values()) + gaps > width:
-        table.width = width  # wraps the cells
-    return table
-
-
-def _stack(width: int, columns: Sequence[str], rows: Iterable[Mapping[str, Text]]) -> Table:
-    """Make a table of one column, with one cell per line, for rows wider than the terminal."""
-    table = Table(Column(overflow="fold"), box=None, pad_edge=False, show_header=False, width=width)
-    for row in rows:
-        first, *others = columns
-        table.add_row(Text(row[first].plain, "bold"))
-        for name in others:
-            table.add_row(Text(wrap(f"{name}: {row[name].plain}", width, "  ", "    ")))
-    return table
+def replace_unencodable() -> None:
+    """Let a name with a character that the encoding does not have not end the command."""
+    if callable(reconfigure := getattr(sys.stdout, "reconfigure", None)):
+        reconfigure(errors="replace")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import socket
-from pathlib import PurePath
+from typing import TYPE_CHECKING
 
-from ..types import Owner
 from .output import format_time
-from .process_tree import command_line_of
+
+if TYPE_CHECKING:
+    from ..types import Owner
 
 # No journal on this machine identifies the owner: a plain request, a person, or another machine started it.
 UNMANAGED = "unmanaged"
@@ -24,6 +24,10 @@ def describe_owner(owner: Owner | None) -> str:
     """Describe an owner, such as `this machine, pid 123 (python train.py)`."""
     if owner is None:
         return UNMANAGED
+    import socket  # noqa: PLC0415  (slow to import)
+
+    from .process_tree import command_line_of  # noqa: PLC0415  (slow to import)
+
     host, pid = _host_and_pid(owner)
     is_here = host == socket.gethostname()
     place = "this machine" if is_here else f"another machine ({host})"
@@ -62,6 +66,8 @@ def program_name(command_line: tuple[str, ...]) -> str:
     """
     if not command_line:
         return ""
+    from pathlib import PurePath  # noqa: PLC0415  (slow to import)
+
     program, *rest = command_line
     name = PurePath(program).name
     if not re.fullmatch(r"python[0-9.]*", name):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -35,6 +33,8 @@ def command_line(*more: str, without: str = "") -> str:
 
 def program() -> str:
     """Return the words that make a shell run this program again."""
+    from pathlib import Path  # noqa: PLC0415  (slow to import)
+
     if Path(sys.argv[0]).parts[-2:] == ("cortecs_async", "__main__.py"):
         return f"{quote(sys.orig_argv[0])} -m cortecs_async"
     return quote(_script())
@@ -42,6 +42,9 @@ def program() -> str:
 
 def _script() -> str:
     """Return the name with which a shell finds this program, or its path if it is not on PATH."""
+    import shutil  # noqa: PLC0415  (slow to import)
+    from pathlib import Path  # noqa: PLC0415  (slow to import)
+
     path = Path(sys.argv[0])
     found = shutil.which("cortecs-async")
     is_script = path.name == "cortecs-async" and path.is_file()

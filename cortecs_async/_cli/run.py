@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import click
 
-from .. import AsyncCortecs, ConfigurationError, CortecsError
-from ..signals import cancel_on_sigterm
-from .child_process import CannotRunError, ChildProcess, check_command
+import cortecs_async
+
+from ..errors import ConfigurationError, CortecsError
 from .command import Command, cli_command
-from .environment import CREDENTIALS, check_inference_key
+from .display import start_progress
 from .options import Hardware, duration, limit_options, ready_option, start_options, start_timeout_option
 from .output import (
     error_text,
@@ -24,10 +22,9 @@ from .output import (
     print_note,
     print_nothing_left,
     print_warning,
-    start_progress,
 )
 from .program import quote
-from .runtime import run_async, termination_signals
+from .runtime import cancel_on_signals, run_async
 
 if TYPE_CHECKING:
     from .. import InstanceLease
@@ -67,7 +64,7 @@ class _RunCommand(Command):
         end = words[2] if len(words) > 2 else len(args)
         word = args[second]
         has_separator = "--" in args[second:end]
-        if has_separator and not _HARDWARE.fullmatch(word) and shutil.which(word) is not None:
+        if has_separator and not _HARDWARE.fullmatch(word) and _is_program(word):
             fixed = " ".join(map(quote, [*args[:second], "--", *args[second:]]))
             raise click.UsageError(
                 f"{word} is a program. Put -- before the command: cortecs-async run {fixed}", ctx
@@ -109,7 +106,13 @@ def _at_separator(args: list[str], end: int, start: int = 0) -> tuple[list[str],
 
 def is_hardware(word: str) -> bool:
     """Return whether a word selects hardware, such as NVIDIA_H100_1, and is not the name of a program."""
-    return _HARDWARE.fullmatch(word) is not None and shutil.which(word) is None
+    return _HARDWARE.fullmatch(word) is not None and not _is_program(word)
+
+
+def _is_program(word: str) -> bool:
+    import shutil  # noqa: PLC0415  (slow to import)
+
+    return shutil.which(word) is not None
 
 
 @cli_command(
@@ -159,6 +162,9 @@ def run(ctx: click.Context, /, model: str, hardware: Hardware, **options: Any) -
     lost or reaches a limit, the command and its processes get SIGTERM, and SIGKILL 10 s later. If run
     itself is killed with kill -9, the command keeps running, but the instance is deleted.
     """
+    from .child_process import CannotRunError, check_command  # noqa: PLC0415  (slow to import)
+    from .environment import check_inference_key  # noqa: PLC0415  (only to run it)
+
     command: list[str] = ctx.meta[_COMMAND]
     try:
         check_command(command[0])
@@ -177,12 +183,14 @@ def run(ctx: click.Context, /, model: str, hardware: Hardware, **options: Any) -
 
 
 async def _run(command: list[str], model: str, hardware: Hardware, options: dict[str, Any]) -> int:
+    import anyio  # noqa: PLC0415  (slow to import)
+
     exit_code = LEASE_FAILED
     lease: InstanceLease | None = None
     try:
         # `ChildProcess` handles the signals while the command runs. The reaper is required, because it
         # deletes the instance if this process is killed.
-        async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="required") as client:
+        async with cancel_on_signals(), cortecs_async.AsyncCortecs(guard="required") as client:
             try:
                 with start_progress() as on_progress:
                     instance = client.instance(model, hardware, on_progress=on_progress, **options)
@@ -207,6 +215,8 @@ def _print_receipt(lease: InstanceLease | None, exit_code: int) -> None:
 
 
 async def _run_command(command: list[str], lease: InstanceLease) -> int:
+    from .child_process import CannotRunError, ChildProcess  # noqa: PLC0415  (slow to import)
+
     if not is_verbose():  # with --verbose, the log contains it
         print_note(f"{lease.instance_id} is running at {lease.base_url}")
         if lease.receipt.hardware_reason:
@@ -232,6 +242,8 @@ async def _run_command(command: list[str], lease: InstanceLease) -> int:
 
 def _environment(lease: InstanceLease) -> dict[str, str]:
     """Return the environment of the command, with the inference variables and without credentials."""
+    from .environment import CREDENTIALS  # noqa: PLC0415  (only to run it)
+
     endpoint = lease.openai_kwargs()
     return {
         **{

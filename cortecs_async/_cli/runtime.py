@@ -1,54 +1,31 @@
-"""The runtime of the commands: logging, event loop, exit statuses, signals, and optional packages."""
+"""The runtime of the commands: event loop, exit statuses, signals, and optional packages."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable
 from types import ModuleType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import anyio
 import click
 
-from .. import AsyncCortecs, CortecsError
-from .._extras import install_command
-from .output import LibraryError, print_note, sanitize
-from .wording import to_command_line
+import cortecs_async
+
+from .output import LibraryError, print_note
+
+if TYPE_CHECKING:
+    from .. import AsyncCortecs
+    from ..signals import cancel_on_sigterm
 
 T = TypeVar("T")
 
 FAILED = 1
 INTERRUPTED = 130
-
-
-def set_up_logging(verbosity: int) -> None:
-    """Show the log on standard error. -1: only critical messages, 0: warnings, 1: info, 2: all requests."""
-    level = {-1: logging.CRITICAL, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
-    logger = logging.getLogger("cortecs_async")
-    logger.handlers[:] = [_StderrHandler()]
-    logger.setLevel(level)
-    logger.propagate = False
-    # Even --quiet shows a warning if there is no reaper to release instances.
-    logging.getLogger("cortecs_async.guard").setLevel(logging.WARNING if verbosity < 0 else logging.NOTSET)
-
-
-def allow_log_level_from_environment() -> None:
-    """Let CORTECS_LOG set the log level. The first client reads it."""
-    if os.environ.get("CORTECS_LOG"):
-        logging.getLogger("cortecs_async").setLevel(logging.NOTSET)
-
-
-class _StderrHandler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        # Looks up `sys.stderr` each time, because a live display replaces it while it is drawn.
-        with contextlib.suppress(OSError):
-            click.echo(sanitize(to_command_line(self.format(record))), err=True)
 
 
 def run_async(main: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -62,11 +39,13 @@ def run_async(main: Callable[..., Awaitable[T]], *args: Any) -> T:
             if is_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
                 signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
+    import anyio  # noqa: PLC0415  (slow to import)
+
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
         return anyio.run(run)
-    except CortecsError as error:
+    except cortecs_async.CortecsError as error:
         raise LibraryError(error) from None
     except KeyboardInterrupt:
         exit_interrupted()
@@ -79,7 +58,7 @@ def call_api(request: Callable[[AsyncCortecs], Awaitable[T]], *, anonymous: bool
     """Send a request that does not start an instance, and return its result."""
 
     async def main() -> T:
-        async with AsyncCortecs(guard="off", anonymous=anonymous) as client:
+        async with cortecs_async.AsyncCortecs(guard="off", anonymous=anonymous) as client:
             return await request(client)
 
     return run_async(main)
@@ -91,8 +70,15 @@ def exit_interrupted() -> NoReturn:
     sys.exit(INTERRUPTED)
 
 
+def cancel_on_signals(*more: signal.Signals) -> cancel_on_sigterm:
+    """Return a block that signals to end this program cancel: `more` signals and the usual ones."""
+    from ..signals import cancel_on_sigterm  # noqa: PLC0415  (loads an event loop)
+
+    return cancel_on_sigterm(*more, *termination_signals())
+
+
 def termination_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals for `cancel_on_sigterm`. SIGHUP is left out if it is ignored, as under `nohup`."""
+    """Return SIGTERM and SIGHUP. SIGHUP is left out if it is ignored, as under `nohup`."""
     if sys.platform == "win32":
         return (signal.SIGTERM,)
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -104,6 +90,8 @@ def import_optional(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        from .._extras import install_command  # noqa: PLC0415  (only for an error)
+
         raise click.ClickException(
             f"This command needs {error.name or module}. Install it with: {install_command(extra)}"
         ) from None

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import anyio
 import click
-from click.shell_completion import CompletionItem
 
-from .. import AsyncCortecs, CortecsError
-from ..errors import MissingCredentialsError
-from ..signals import cancel_on_sigterm
-from ..types import SharedInfo
+import cortecs_async
+
+from ..errors import CortecsError, MissingCredentialsError
 from .command import cli_command
+from .display import print_list, start_progress
 from .options import (
     Hardware,
     duration,
@@ -30,17 +28,20 @@ from .output import (
     format_time,
     one_line,
     print_json,
-    print_list,
     print_note,
     print_nothing_left,
     print_warning,
     sanitize,
-    start_progress,
 )
 from .program import quote
-from .runtime import run_async, termination_signals
+from .runtime import cancel_on_signals, run_async
 from .suggestions import did_you_mean, nearest
-from .top.view import format_age
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from .. import AsyncCortecs
+    from ..types import SharedInfo
 
 T = TypeVar("T")
 
@@ -57,10 +58,13 @@ _COMPLETION_TIME = 1.0
 
 
 def _complete(_ctx: click.Context, _argument: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    import anyio  # noqa: PLC0415  (slow to import)
+    from click.shell_completion import CompletionItem  # noqa: PLC0415  (only for completion)
+
     async def ask() -> tuple[SharedInfo, ...]:
         with anyio.move_on_after(_COMPLETION_TIME):
             # Without credentials, because a keyring may ask for a password.
-            async with AsyncCortecs(guard="off", anonymous=True) as client:
+            async with cortecs_async.AsyncCortecs(guard="off", anonymous=True) as client:
                 return await client.shared_instances()
         return ()
 
@@ -195,8 +199,10 @@ def down(name: str, force: bool, timeout: float) -> None:
 
 
 async def _up(name: str, model: str, hardware: Hardware, options: dict[str, Any], as_json: bool) -> None:
+    import anyio  # noqa: PLC0415  (slow to import)
+
     # No reaper here: another process, the owner, starts the instance and has one.
-    async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="off") as client:
+    async with cancel_on_signals(), cortecs_async.AsyncCortecs(guard="off") as client:
         found = await _find(client, name)
         was_there = found is not None and found.state != "releasing"
         try:
@@ -248,7 +254,9 @@ async def _clean_up(client: AsyncCortecs, name: str, cancelled: BaseException, *
 
 
 async def _down(name: str, force: bool, timeout: float) -> SharedInfo:
-    async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="off") as client:
+    import anyio  # noqa: PLC0415  (slow to import)
+
+    async with cancel_on_signals(), cortecs_async.AsyncCortecs(guard="off") as client:
         try:
             released = await client.release_shared(name, force=force, teardown_timeout=timeout)
         except anyio.get_cancelled_exc_class():
@@ -266,7 +274,7 @@ async def _list() -> Sequence[SharedInfo]:
 
 
 async def _ask(request: Callable[[AsyncCortecs], Awaitable[T]], *, anonymous: bool = False) -> T:
-    async with AsyncCortecs(guard="off", anonymous=anonymous) as client:
+    async with cortecs_async.AsyncCortecs(guard="off", anonymous=anonymous) as client:
         return await request(client)
 
 
@@ -315,6 +323,8 @@ def _end(info: SharedInfo) -> str:
 
 
 def _cells(info: SharedInfo, now: float) -> tuple[object, ...]:
+    from .top.view import format_age  # noqa: PLC0415  (slow to import)
+
     return (
         info.name,
         info.state,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anyio
 import click
 
-from .. import AsyncCortecs, CortecsError, Instance, InstanceHandle, RequestError
-from ..signals import cancel_on_sigterm
-from ..types import LeaseInfo, PhaseEnd, Telemetry
+import cortecs_async
+
+from ..errors import CortecsError, RequestError
 from .command import cli_command
+from .display import start_progress
 from .options import Hardware, duration, json_option, limit_options, ready_option, start_options
 from .output import (
     format_time,
@@ -19,9 +19,12 @@ from .output import (
     print_nothing_left,
     print_warning,
     sanitize,
-    start_progress,
 )
-from .runtime import run_async, termination_signals
+from .runtime import cancel_on_signals, run_async
+
+if TYPE_CHECKING:
+    from .. import AsyncCortecs, Instance, InstanceHandle
+    from ..types import LeaseInfo, PhaseEnd
 
 _DEFAULT_TIMEOUT = 900.0
 
@@ -103,7 +106,9 @@ def _wait_timeout(wait: bool, timeout: float | None) -> float | None:
 async def _start(
     model: str, hardware: str | None, options: dict[str, Any], timeout: float | None, as_json: bool
 ) -> None:
-    async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="off") as client:
+    import anyio  # noqa: PLC0415  (slow to import)
+
+    async with cancel_on_signals(), cortecs_async.AsyncCortecs(guard="off") as client:
         try:
             instance = await client.instances.start(model, hardware, **options)
         except RequestError as error:
@@ -117,7 +122,9 @@ async def _start(
 
 
 async def _restart(instance_id: str, timeout: float | None, as_json: bool) -> None:
-    async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="off") as client:
+    import anyio  # noqa: PLC0415  (slow to import)
+
+    async with cancel_on_signals(), cortecs_async.AsyncCortecs(guard="off") as client:
         try:
             instance = await client.instances.restart(instance_id)
         except anyio.get_cancelled_exc_class():
@@ -130,6 +137,8 @@ async def _restart(instance_id: str, timeout: float | None, as_json: bool) -> No
 
 async def _report(client: AsyncCortecs, instance: Instance, timeout: float | None, *, as_json: bool) -> None:
     """Print the started instance. If there is a timeout, wait until the instance is running."""
+    import anyio  # noqa: PLC0415  (slow to import)
+
     instance_id = instance.instance_id
     print_note(
         f"{instance_id} is billed until you stop it: cortecs-async stop {instance_id}\n"
@@ -155,24 +164,27 @@ async def _report(client: AsyncCortecs, instance: Instance, timeout: float | Non
             _print(instance, as_json=True)
 
 
-class _HardwareChoice(Telemetry):
-    """Keeps the hardware of a lease, because a handle does not have it."""
-
-    hardware: str | None = None
-    reason: str = ""
-
-    def end(self, phase: str, lease: LeaseInfo, begun: object, end: PhaseEnd) -> None:  # noqa: ARG002
-        self.hardware, self.reason = lease.hardware_type_id, lease.hardware_reason
-
-
 async def _acquire(
     model: str, hardware: Hardware, options: dict[str, Any], timeout: float, as_json: bool
 ) -> None:
+    import anyio  # noqa: PLC0415  (slow to import)
+
+    from ..types import Telemetry  # noqa: PLC0415  (slow to import)
+
+    class HardwareChoice(Telemetry):
+        """Keeps the hardware of a lease, because a handle does not have it."""
+
+        hardware: str | None = None
+        reason: str = ""
+
+        def end(self, phase: str, lease: LeaseInfo, begun: object, end: PhaseEnd) -> None:  # noqa: ARG002
+            self.hardware, self.reason = lease.hardware_type_id, lease.hardware_reason
+
     # The reaper is required, because only it can enforce the limit after this command has exited.
-    hardware_choice = _HardwareChoice()
+    hardware_choice = HardwareChoice()
     async with (
-        cancel_on_sigterm(*termination_signals()),
-        AsyncCortecs(guard="required", telemetry=hardware_choice) as client,
+        cancel_on_signals(),
+        cortecs_async.AsyncCortecs(guard="required", telemetry=hardware_choice) as client,
     ):
         try:
             with start_progress() as on_progress:

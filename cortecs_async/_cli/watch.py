@@ -6,37 +6,38 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, NamedTuple
 
-import anyio
 import click
-from attrs import define
-from rich.live import Live
-from rich.table import Table
 
-from .. import AsyncCortecs, CortecsError, Instance
+import cortecs_async
+
+from ..errors import CortecsError
 from .command import cli_command
 from .options import duration, json_option
 from .output import (
     error_text,
     has_ended,
-    make_table,
     one_line,
     print_help_lines,
     print_note,
     print_warning,
-    stdout_console,
     step_text,
     to_json,
 )
 from .runtime import FAILED, run_async
 from .wording import to_command_line
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .. import AsyncCortecs, Instance
+
 _COLUMNS = ("id", "model", "status", "step", "elapsed", "base url")
 _OPTIONAL_COLUMNS = ("base url", "model")
 
 
-@define(kw_only=True)
-class _Change:
+class _Change(NamedTuple):
     instance_id: str
     elapsed: float  # seconds since the watch started
     instance: Instance | None = None  # None if it does not exist
@@ -89,7 +90,7 @@ async def _watch(
     display: AbstractContextManager[_Show],
 ) -> bool:
     """Watch instances. Return whether all went well."""
-    async with AsyncCortecs(guard="off") as client:
+    async with cortecs_async.AsyncCortecs(guard="off") as client:
         # Even with ids, so that an unreachable service is reported immediately.
         listed = await client.instances.list()
         chosen = ids or tuple(instance.instance_id for instance in listed)
@@ -105,6 +106,8 @@ async def _watch(
 
 class _Watcher:
     def __init__(self, client: AsyncCortecs, until_running: bool, show: _Show) -> None:
+        import anyio  # noqa: PLC0415  (slow to import)
+
         self._client = client
         self._until_running = until_running
         self._show_change = show
@@ -116,6 +119,8 @@ class _Watcher:
         self.errors: list[CortecsError] = []
 
     async def run(self, ids: tuple[str, ...], timeout: float | None) -> None:
+        import anyio  # noqa: PLC0415  (slow to import)
+
         self._latest = dict.fromkeys(ids)
         with anyio.move_on_after(timeout):
             async with self._tasks:
@@ -190,6 +195,10 @@ def _print_line(change: _Change) -> None:
 
 class _LiveTable(AbstractContextManager[_Show]):
     def __init__(self) -> None:
+        from rich.live import Live  # noqa: PLC0415  (slow to import)
+
+        from .tables import stdout_console  # noqa: PLC0415  (slow to import)
+
         self._began = time.monotonic()
         self._changes: dict[str, _Change] = {}
         self._models: dict[str, str] = {}
@@ -214,6 +223,8 @@ class _LiveTable(AbstractContextManager[_Show]):
         self._live.refresh()
 
     def _table(self) -> Table:
+        from .tables import make_table  # noqa: PLC0415  (loaded with the console)
+
         rows = map(self._row, list(self._changes.values()))
         # Leave room for the ^C that a terminal echoes after the last line. If it wraps, the display breaks.
         return make_table(

@@ -6,7 +6,9 @@ other commands instead. One table translates all of them, so the library needs e
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Sequence
 
 # Library arguments that are options here.
 _OPTIONS = {
@@ -70,14 +72,18 @@ _ARGUMENTS: tuple[tuple[str, str], ...] = (
     *_OPTIONS.items(),
 )
 
-_PATTERNS = (
-    *((re.compile(phrase), ours) for phrase, ours in _PHRASES),
-    *((re.compile(rf"(?<![\w./'\"-]){name}(?![\w'\"]|[./-]\w)"), ours) for name, ours in _ARGUMENTS),
-)
+
+@functools.cache
+def _patterns() -> Sequence[tuple[re.Pattern[str], str]]:
+    # Compiled for the first text, because a command that succeeds has none.
+    return (
+        *((re.compile(phrase), ours) for phrase, ours in _PHRASES),
+        *((re.compile(rf"(?<![\w./'\"-]){name}(?![\w'\"]|[./-]\w)"), ours) for name, ours in _ARGUMENTS),
+    )
 
 
 def to_command_line(text: str) -> str:
     """Return a library text in command-line terms."""
-    for pattern, ours in _PATTERNS:
+    for pattern, ours in _patterns():
         text = pattern.sub(ours, text)
     return text

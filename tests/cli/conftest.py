@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
+import cortecs_async
 from cortecs_async import AsyncCortecs
-from cortecs_async._cli import instances, runtime, watch
 from cortecs_async.emulator import Emulator
 
 
@@ -21,6 +21,5 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Emulator:
         http = httpx.AsyncClient(transport=emulator.transport())
         return AsyncCortecs(http_client=http, guard="off", journal="off")
 
-    for module in (runtime, instances, watch):
-        monkeypatch.setattr(module, "AsyncCortecs", client)
+    monkeypatch.setattr(cortecs_async, "AsyncCortecs", client)
     return emulator

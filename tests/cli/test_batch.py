@@ -24,7 +24,8 @@ from rich.console import Console
 from cortecs_async import AsyncCortecs, CortecsError
 from cortecs_async._cli import cli
 from cortecs_async._cli.batch import _report_facts
-from cortecs_async._cli.batch_display import LineDisplay, LiveDisplay, format_duration, format_number
+from cortecs_async._cli.batch_display import LineDisplay, format_duration, format_number
+from cortecs_async._cli.batch_live import LiveDisplay
 from cortecs_async._cli.program import command_line, quote, remember_arguments
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.errors import CapacityTimeoutError, InstanceLostError

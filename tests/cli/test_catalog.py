@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,11 +13,16 @@ from datetime import UTC, datetime
 import pytest
 from _command_line import call_command
 from _world import HARDWARE, MODEL
+from hypothesis import example, given
+from hypothesis import strategies as st
+from rich.console import Console
 
 from cortecs_async import AsyncCortecs, InstanceHandle
 from cortecs_async._cli import account as catalog
-from cortecs_async._cli.output import format_time, make_table, print_warning, to_json, wrap_for_stderr
+from cortecs_async._cli.display import plain_table, print_table
+from cortecs_async._cli.output import UNLIMITED, format_time, print_warning, to_json, wrap_for_stderr
 from cortecs_async._cli.owners import describe_owner, program_name, short_owner_words
+from cortecs_async._cli.tables import make_table
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import Orphan, Owner
 
@@ -98,6 +104,29 @@ def test_a_wrapped_column_breaks_no_word_and_no_other_column() -> None:
     table = make_table(20, ("id", "b"), [["x" * 10, "yyyy zzzz"]], wrapped=["b"])
     assert [column.min_width for column in table.columns] == [10, 4]
     assert table.width == 20
+
+
+CELL = st.none() | st.integers() | st.text(max_size=8)
+
+
+@given(st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=4))
+@example([("é漢字", "[red]x[/]", None), ("e\u0301\u200d", "\t\x1b[31m", "a\nb"), ("", " ", "\U0001f600")])
+def test_a_pipe_gets_the_text_that_rich_draws(rows: list[tuple[object, ...]]) -> None:
+    columns, out = ("id", "wide column", "x"), io.StringIO()
+    console = Console(file=out, highlight=False, soft_wrap=True, width=UNLIMITED)
+    console.print(make_table(UNLIMITED, columns, rows, optional=("x",), wrapped=("id",)))
+    assert f"{plain_table(columns, rows)}\n" == out.getvalue()
+
+
+@pytest.mark.parametrize(("variable", "value"), [("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1")])
+def test_a_pipe_gets_the_style_of_a_terminal_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str, value: str
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    print_table(("id",), [("i",)])
+    monkeypatch.setenv(variable, value)
+    print_table(("id",), [("i",)])
+    assert capsys.readouterr().out == "id\ni \n\x1b[1mid\x1b[0m\ni \n"
 
 
 def test_a_long_line_wraps_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:

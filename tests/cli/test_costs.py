@@ -14,7 +14,8 @@ from _command_line import call_command
 from _costs import BILL, line_of
 
 from cortecs_async._cli import costs as _costs
-from cortecs_async._cli.output import stdout_console
+from cortecs_async._cli import tables
+from cortecs_async._cli.tables import stdout_console
 from cortecs_async._recovery.ledger import CostLedger
 
 
@@ -48,7 +49,7 @@ def test_a_terminal_shows_bars_and_a_narrow_one_does_not(
     ledger: CostLedger, monkeypatch: pytest.MonkeyPatch, block: str
 ) -> None:
     console = stdout_console()
-    monkeypatch.setattr(_costs, "stdout_console", lambda: console)
+    monkeypatch.setattr(tables, "stdout_console", lambda: console)
     monkeypatch.setattr(type(console), "is_terminal", True)
     monkeypatch.setattr(_costs, "_block", lambda: block)
     console.width = 80

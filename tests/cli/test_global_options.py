@@ -58,7 +58,7 @@ def test_json_of_a_command_without_data_is_a_usage_error(arguments: list[str]) -
 
 def test_each_command_takes_each_global_option() -> None:
     names = {name for option in GLOBAL_OPTIONS for name in option.opts}
-    for command in cli.commands.values():
+    for command in map(cli.load, cli.summaries):
         assert names <= {name for param in command.params for name in param.opts}
 
 

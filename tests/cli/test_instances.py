@@ -23,12 +23,14 @@ from _processes import Program, until
 from _world import HARDWARE, MODEL
 from click.testing import Result
 
+import cortecs_async
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy
 from cortecs_async._api import teardown
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._cli import cli, watch
 from cortecs_async._cli.options import amount, duration
-from cortecs_async._cli.output import has_ended, make_table, sanitize, to_json
+from cortecs_async._cli.output import has_ended, sanitize, to_json
+from cortecs_async._cli.tables import make_table
 from cortecs_async.emulator import Emulator, Fault
 
 Call = Callable[..., Result]
@@ -607,7 +609,7 @@ class TestWatch:
             max_retries=0,
             poll_policy=policy,
         )
-        monkeypatch.setattr(watch, "AsyncCortecs", client)
+        monkeypatch.setattr(cortecs_async, "AsyncCortecs", client)
         shown = call("-q", "watch", "instance-10001")
         assert (shown.exit_code, shown.stdout) == (1, "")
         assert shown.stderr.startswith("Error: ")
@@ -890,10 +892,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 def test_page_documents_every_command_and_only_real_options() -> None:
     page = PAGE.read_text()
     titles = set(re.findall(r"\w+", " ".join(re.findall(r"^## (.*)$", page, re.MULTILINE))))
-    assert set(cli.commands) <= titles
+    assert cli.summaries.keys() <= titles
     lines = re.findall(r"^(?:eval \"\$\()?cortecs-async (?:--env-file \S+ )?(\w+)(.*)$", page, re.MULTILINE)
     assert {name for name, _ in lines} >= {"run", "start", "stop", "rm", "watch", "ls"}
     for name, rest in lines:
-        known = {each for param in cli.commands[name].params for each in param.opts} | {"--help"}
+        known = {each for param in cli.load(name).params for each in param.opts} | {"--help"}
         given = set(re.findall(r"--[a-z-]+", rest.partition(" -- ")[0]))
         assert given <= known, name

@@ -23,6 +23,7 @@ from _processes import Program, until
 from _world import HARDWARE, MODEL
 from attrs import evolve
 
+import cortecs_async
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._cli import process_tree, shared
 from cortecs_async._cli.instances import _Row
@@ -115,7 +116,7 @@ class FakeClient:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeClient]:
     def use(*before: SharedInfo, **options: Any) -> FakeClient:
         client = FakeClient(*before, **options)
-        monkeypatch.setattr(shared, "AsyncCortecs", client)
+        monkeypatch.setattr(cortecs_async, "AsyncCortecs", client)
         return client
 
     return use

@@ -6,12 +6,12 @@ import sys
 
 import click
 
-from ... import AsyncCortecs
-from ...signals import cancel_on_sigterm
+import cortecs_async
+
 from ..command import cli_command
 from ..options import duration
 from ..output import print_note, print_warning
-from ..runtime import FAILED, import_optional, run_async, termination_signals
+from ..runtime import FAILED, cancel_on_signals, import_optional, run_async
 
 
 @cli_command(examples=("cortecs-async top", "cortecs-async top --interval 5s"))
@@ -40,7 +40,7 @@ async def _top(interval: float) -> None:
     from .ending import HUNG_UP, Ending  # noqa: PLC0415  (only for this command)
 
     # No retries: the next refresh retries a failed one, and deletions have their own retries.
-    async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(max_retries=0) as client:
+    async with cancel_on_signals(), cortecs_async.AsyncCortecs(max_retries=0) as client:
         app = TopApp(client, interval=interval)
         ending = Ending(app)
         try:
