@@ -16,10 +16,10 @@ from cortecs_async._environment import Environment
 from cortecs_async._recovery.journal import read_journals, try_lock
 from cortecs_async._recovery.promise import Promise
 from cortecs_async._recovery.reaper import Reaper
+from cortecs_async._recovery.reaper_process import revealed
 from cortecs_async._recovery.records import JournalState, Record
 from cortecs_async._recovery.recover import reap_account
 from cortecs_async._recovery.store import PromiseStore
-from cortecs_async._secrets import Secret
 from cortecs_async.emulator import Emulator
 
 PROXY_PAGE = "<html><body>The proxy received no valid response.</body></html>"
@@ -48,10 +48,7 @@ class FakeReaper:
 
     def send(self, messages: Iterable[Record]) -> None:
         for number, message in enumerate(messages):
-            revealed = {
-                name: each.reveal() if isinstance(each, Secret) else each for name, each in message.items()
-            }
-            self.reaper.receive({**revealed, "number": number})
+            self.reaper.receive({**revealed(message), "number": number})
 
     def rehearsed(self, _: str) -> str:
         return ""

@@ -821,8 +821,8 @@ MUTANTS = [
     Mutant(
         "has a reaper that does not release the expired instances of a blocked program",
         "_recovery/reaper.py",
-        "        if due:\n            thread",
-        "        if False:\n            thread",
+        "        if due:\n            import threading",
+        "        if False:\n            import threading",
         "recovery/test_store.py::TestReaper::test_it_releases_what_expired_though_its_parent_lives",
     ),
     Mutant(
@@ -1010,8 +1010,8 @@ MUTANTS = [
     Mutant(
         "shows credentials in the repr of messages to the reaper",
         "_recovery/promises.py",
-        '"sealed": sealed}',
-        '"sealed": sealed.reveal()}',
+        '"sealed": sealed,',
+        '"sealed": sealed.reveal(),',
         "recovery/test_mutations.py::test_a_replacement_reaper_is_told_everything_again",
     ),
     Mutant(
@@ -1510,6 +1510,41 @@ MUTANTS = [
         "if credentials == self._credentials or not (proven or self._credentials is None):",
         "if credentials == self._credentials:",
         "recovery/test_mutations.py::test_a_secret_that_the_service_refuses_does_not_replace_the_one_of_the_reaper",
+    ),
+    Mutant(
+        "leaves out a rehearsal although the client does not connect like its reaper",
+        "_recovery/reaper_process.py",
+        'message.get("is_direct") and is_recorded',
+        "is_recorded",
+        "recovery/test_rehearsal_record.py::test_a_reaper_connects_unless_it_has_and_its_client_does",
+    ),
+    Mutant(
+        "keeps the record of a rehearsal that failed since",
+        "_recovery/rehearsal.py",
+        "        invalidate_record(Path(folder), identity)",
+        "        pass",
+        "recovery/test_rehearsal_record.py::test_a_reaper_connects_unless_it_has_and_its_client_does",
+    ),
+    Mutant(
+        "records a file that was changed while it was used",
+        "_recovery/rehearsal_record.py",
+        'if all(each is None or each[-1] < limit for each in seen["paths"]):',
+        "if True:",
+        "recovery/test_rehearsal_record.py::test_a_file_that_may_have_changed_since_it_was_used_is_not_recorded",
+    ),
+    Mutant(
+        "believes an old record of a rehearsal",
+        "_recovery/rehearsal_record.py",
+        'if not 0.0 <= time.time() - record["since"] < _MAX_AGE:',
+        "if False:",
+        "recovery/test_rehearsal_record.py::test_a_record_counts_for_a_day",
+    ),
+    Mutant(
+        "ignores the names on the import path",
+        "_recovery/rehearsal_record.py",
+        'sorted(each for each in os.listdir(folder) if each.partition(".")[0] in modules)',
+        "[]",
+        "recovery/test_rehearsal_record.py::test_after_any_change_it_does_not_count",
     ),
     Mutant(
         "begins all rehearsals at the same time",

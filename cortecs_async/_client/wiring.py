@@ -80,7 +80,12 @@ class Wiring:
         self.state_dir: Path = state_directory(state_dir)
         self.allow_insecure_http: bool = allow_insecure_http
         self.promises: Promises = Promises(
-            settings, journal=journal, guard=guard, directory=self.state_dir, system=self.system
+            settings,
+            journal=journal,
+            guard=guard,
+            directory=self.state_dir,
+            system=self.system,
+            is_direct=http_client is None and settings.transport == "httpx",
         )
         self._observer = Observer(telemetry)
         self.http: HTTP = HTTP(

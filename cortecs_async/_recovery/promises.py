@@ -48,8 +48,11 @@ class Promises:
         guard: ProtectionMode,
         directory: Path,
         system: System,
+        is_direct: bool = False,
     ) -> None:
         self._settings = settings
+        # Whether the client itself connects like its reaper, with httpx and these settings alone.
+        self._is_direct = is_direct
         self.system: System = system
         self.api: str = settings.api_base_url
         self.account: str = ""
@@ -346,7 +349,7 @@ class Promises:
         """
         credentials = self._credentials
         sealed = None if credentials is None else describe(self._settings, credentials)
-        await self._off_loop(lambda: check_reaper(sealed))
+        await self._off_loop(lambda: check_reaper(sealed, self.store.rehearsals))
         return "starts and responds" if sealed is None else "starts and reaches the service"
 
     async def aclose(self) -> None:
@@ -370,7 +373,8 @@ class Promises:
             return
         # A Secret until it is written to the pipe, because a traceback may show the queue.
         sealed = describe(self._settings, self._credentials)
-        self.store.put({"kind": "ARM", "account": self.account, "sealed": sealed})
+        arm = {"kind": "ARM", "account": self.account, "sealed": sealed, "is_direct": self._is_direct}
+        self.store.put(arm)
 
     def note_foreign_start(self, instance_id: str) -> None:
         """Record an instance started by a plain request, so that no search takes it."""

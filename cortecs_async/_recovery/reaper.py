@@ -14,33 +14,44 @@ its Python environment was deleted. If the service rejects its credentials for m
 journal, so that a `sweep` with new credentials can release the instances.
 
 It starts as `BOOTSTRAP`, using only the standard library, and imports the HTTP stack once it has work. When
-it receives an account, it checks that this import and a connection will succeed (see `rehearsal`).
+it receives an account, it checks that this import and a connection will succeed (see `rehearsal`). A reaper
+is started for every program with a lease, even a short one, so this module imports everything else, even of
+the standard library, where it is needed: `json`, `threading`, `pathlib`, and `contextlib` would double the
+time of the start.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
+import _thread
 import os
 import select
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .._aio.clock import SteadyClock
 from .._platform import NO_REAPER, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK
-from .promise import Promise
-from .records import JournalState, Record, decode, encode
+from .pipe import decode_messages
+from .records import JournalState, encode
 from .rehearsal import Rehearsals, import_lock
 
+TYPE_CHECKING = False  # `typing` takes milliseconds to import
 if TYPE_CHECKING:
-    from .journal import JournalFile  # only needed after the parent's death
+    import signal
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+    from threading import Thread
+
+    from .journal import JournalFile
+    from .promise import Promise
+    from .records import Record
+
+    # Fulfills promises, as `recover.reap` does.
+    Reap = Callable[
+        [JournalState, Sequence[Promise], dict[str, Record], Callable[[Record], None], Path | None],
+        None,
+    ]
+else:
+    import _signal as signal  # the signals alone, without the enumerations of `signal`
 
 # The package without its __init__, which would import everything. Without click, httpx does not import its
 # command line, which would take a fifth of httpx's import time.
@@ -56,15 +67,15 @@ main()
 
 _STDIN, _STDOUT = 0, 1
 
+# A Unix time that is never reached.
+_NEVER = float("inf")
+
 # Seconds after an instance expires in which a living parent can still release it itself.
 GRACE = 5.0
 
-# Seconds to wait after the parent's death, for a request that is still in flight.
-_IN_FLIGHT_DELAY = 0.5
-
 # A dying parent may hold the lock of its journal slightly longer than the pipe. The number of retries, and
-# seconds between them.
-_LOCK_RETRIES, _LOCK_RETRY_DELAY = 20, 0.05
+# seconds before the first one and, at most, between two of them.
+_LOCK_RETRIES, _MIN_LOCK_RETRY_DELAY, _MAX_LOCK_RETRY_DELAY = 25, 0.001, 0.05
 
 # Seconds until the clock is read again, because the machine may have been suspended.
 _MAX_WAIT = 10.0
@@ -75,18 +86,12 @@ _RETRY_DELAY = 60.0
 # Seconds until a message that did not fit into the pipe is sent again.
 _RESEND_DELAY = 1.0
 
-# Fulfills promises, as `recover.reap` does.
-Reap = Callable[
-    [JournalState, Sequence[Promise], dict[str, Record], Callable[[Record], None], Path | None],
-    None,
-]
-
 
 class Reaper:
     """The state and decisions of the reaper, without the pipe.
 
     `send` sends a message to the parent, `reap` fulfills promises (`recover.reap` if it is None), and
-    `rehearse` is called with each new account and the number of its message.
+    `rehearse` is called with each new account, the number of its message, and its record.
     """
 
     def __init__(
@@ -94,11 +99,11 @@ class Reaper:
         send: Callable[[Record], None],
         reap: Reap | None = None,
         wall_clock: Callable[[], float] = time.time,
-        rehearse: Callable[[str, Record, int], None] = lambda *_: None,
+        rehearse: Callable[[str, Record, int, Sequence[str] | None], None] = lambda *_: None,
     ) -> None:
         self.state = JournalState()
         self.accounts: dict[str, Record] = {}
-        self.journal: Path | None = None
+        self.journal: str | None = None
         self.has_bye = False
         self._send = send
         self._reap = reap
@@ -106,8 +111,8 @@ class Reaper:
         self._rehearse = rehearse
         self._locked: JournalFile | None = None  # the journal, after the parent's death
         # Held while the state is changed or iterated: the threads change it too.
-        self._lock = threading.RLock()
-        self._workers: dict[str, threading.Thread] = {}  # by the key of each promise
+        self._lock = _thread.RLock()
+        self._workers: dict[str, Thread] = {}  # by the key of each promise
         self._retry_at: dict[str, float] = {}  # by the key of each promise worked on
         self._certificates: dict[str, int] = {}  # descriptors, by path
 
@@ -127,12 +132,13 @@ class Reaper:
                 # because an app's folder may contain a `types.py`.
                 sys.path[:] = dict.fromkeys([*sys.path, *map(str, message["path"])])
             case "JOURNAL":
-                self.journal = Path(message["journal"]) if message["journal"] else None
+                self.journal = message["journal"] or None
             case "ARM":
-                account, settings = str(message["account"]), json.loads(message["sealed"])
+                account, settings = str(message["account"]), message["sealed"]
                 self.accounts[account] = settings
                 self._keep_certificates(settings)
-                self._rehearse(account, settings, int(message["number"]))
+                if not message.get("is_recorded"):
+                    self._rehearse(account, settings, int(message["number"]), message.get("record"))
             case "BYE":
                 self.has_bye = True
             case _:
@@ -142,8 +148,8 @@ class Reaper:
 
     def next_due(self) -> float | None:
         """Return the Unix time of the next promise to fulfill while the parent lives, or None."""
-        due = min(map(self._due_at, self._not_begun()), default=math.inf)
-        return None if math.isinf(due) else due
+        due = min(map(self._due_at, self._not_begun()), default=_NEVER)
+        return None if due == _NEVER else due
 
     def recover_due(self, now: float | None = None) -> None:
         """Release, in a thread, any instances that the living parent failed to release.
@@ -154,6 +160,8 @@ class Reaper:
         now = self._wall_clock() if now is None else now
         due = [each for each in self._not_begun() if self._due_at(each) <= now]
         if due:
+            import threading  # noqa: PLC0415  (needed only here)
+
             thread = threading.Thread(target=self._work, args=(due,))
             with self._lock:
                 self._workers.update(dict.fromkeys((promise.key for promise in due), thread))
@@ -161,7 +169,7 @@ class Reaper:
 
     def _due_at(self, promise: Promise) -> float:
         due = promise.due_at(owner_lives=True, grace=GRACE)
-        return math.inf if due is None else max(due, self._retry_at.get(promise.key, due))
+        return _NEVER if due is None else max(due, self._retry_at.get(promise.key, due))
 
     def _work(self, promises: Sequence[Promise]) -> None:
         """Fulfill promises while the parent lives. Failed ones are retried after a while."""
@@ -179,35 +187,47 @@ class Reaper:
 
         # No process reads the messages any longer. If a forked child held the pipe open, it would fill up.
         self._send = _discard
+        path = self._journal_path()
         # Locked, so that no `sweep` works on the same promises.
-        locked = try_lock(self.journal) if self.journal is not None else None
-        for _ in range(_LOCK_RETRIES):
-            if locked is not None or self.journal is None or not self.journal.exists():
+        locked = try_lock(path) if path is not None else None
+        for attempt in range(_LOCK_RETRIES):
+            if locked is not None or path is None or not path.exists():
                 break
-            time.sleep(_LOCK_RETRY_DELAY)
-            locked = try_lock(self.journal)
+            time.sleep(min(_MIN_LOCK_RETRY_DELAY * 2**attempt, _MAX_LOCK_RETRY_DELAY))
+            locked = try_lock(path)
         if locked is not None:
-            with contextlib.suppress(OSError):
+            try:
                 locked.end_torn_line()
+            except OSError:
+                pass
         self._locked = locked
-        with self._lock:
-            workers = set(self._workers.values())
+        has_workers = bool(self._workers)
         if self.state.promises:
             # So that other processes, which may die at the same time, know that these starts have no owner.
             self._report({"kind": "ORPHANED"})
         pending = self._not_begun()
         if pending:
-            time.sleep(_IN_FLIGHT_DELAY)
             self._recover(pending)
-        for thread in workers:
-            thread.join()
-        if workers and (failed := self._not_begun()):
+        self.join()
+        if has_workers and (failed := self._not_begun()):
             self._recover(failed)
-        if self._locked is None and self.journal is not None:
+        if self._locked is None and path is not None:
             # The journal was unlocked in the meantime. If a `sweep` locked it, that `sweep` removes it.
-            self._locked = try_lock(self.journal)
+            self._locked = try_lock(path)
         if self._locked is not None:
             self._locked.retire(self.state)
+
+    def join(self) -> None:
+        """Wait for the threads that release instances."""
+        with self._lock:
+            workers = set(self._workers.values())
+        for thread in workers:
+            thread.join()
+
+    def _journal_path(self) -> Path | None:
+        from pathlib import Path  # noqa: PLC0415  (not needed while the parent works)
+
+        return None if self.journal is None else Path(self.journal)
 
     def _unlock_journal(self) -> None:
         """Unlock the journal, so that a `sweep` with other credentials can work on it."""
@@ -224,8 +244,10 @@ class Reaper:
         """Open the certificate file, because it may be deleted before it is needed."""
         path = settings["environment"]["cafile"]
         if path is not None and path not in self._certificates:
-            with contextlib.suppress(OSError):
+            try:
                 self._certificates[path] = os.open(path, os.O_RDONLY | O_CLOEXEC)
+            except OSError:
+                pass  # the rehearsal reports it
 
     def _restore_certificates(self, accounts: Mapping[str, Record]) -> None:
         for settings in accounts.values():
@@ -239,25 +261,28 @@ class Reaper:
         self._restore_certificates(accounts)
         if self._reap is None:
             with import_lock:
+                from functools import partial  # noqa: PLC0415  (not needed while the parent works)
+
                 from .recover import preload, reap  # noqa: PLC0415  (imports the HTTP stack)
 
                 preload()
             self._reap = partial(reap, unlock_journal=self._unlock_journal, wall_clock=self._wall_clock)
-        self._reap(self.state, promises, accounts, self._report, self.journal)
+        self._reap(self.state, promises, accounts, self._report, self._journal_path())
 
     def _report(self, record: Record) -> None:
         """Apply one of the reaper's own records, write it to the journal, and send it to a living parent."""
         with self._lock:
             self.state.apply(record)
         if self.journal is not None:
-            # Continue even if the disk is full or the journal was deleted.
-            with contextlib.suppress(OSError):
-                flags = os.O_WRONLY | os.O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK
+            flags = os.O_WRONLY | os.O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK
+            try:
                 fd = os.open(self.journal, flags)
                 try:
                     os.write(fd, encode([record]))
                 finally:
                     os.close(fd)
+            except OSError:
+                pass  # continue even if the disk is full or the journal was deleted
         self._send({"action": record})
 
 
@@ -270,6 +295,8 @@ def main() -> None:
     for fd in (_STDIN, _STDOUT):
         os.dup2(null, fd)
     serve(stdin, stdout)
+    # Nothing is left to clean up, and the interpreter would take a sixth of the time of its start for it.
+    os._exit(0)
 
 
 def _set_signals() -> None:
@@ -299,13 +326,15 @@ def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
             if not chunk:
                 break
             complete, newline, buffer = (buffer + chunk).rpartition(b"\n")
-            for message in decode(complete + newline):
+            for message in decode_messages(complete + newline):
                 reaper.receive(_by_clock(message, clock))
         else:
             # Only once no message is waiting: after a pause of this process, one may report activity.
             reaper.recover_due(now)
     rehearsals.cancel()
-    if not reaper.has_bye:
+    if reaper.has_bye:
+        reaper.join()
+    else:
         reaper.recover_after_parent()
 
 
@@ -336,15 +365,17 @@ class _Parent:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._unsent = b""
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
         if sys.platform == "win32":
             raise OSError(NO_REAPER)
         os.set_blocking(fd, False)
 
     def send(self, message: Record) -> None:
         """Send a message, or keep it for `flush`."""
+        # The one message that every reaper sends. Without `json`, see above.
+        line = b'{"ack":%d}\n' % message["ack"] if "ack" in message else encode([message])
         with self._lock:
-            self._unsent += encode([message])
+            self._unsent += line
         self.flush()
 
     def flush(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import anyio
 
@@ -46,16 +47,17 @@ def check_platform(guard: ProtectionMode, journal: ProtectionMode) -> None:
             raise JournalError(f"The journal cannot be written: {NO_LOCKS}. Nothing was started.")
 
 
-def check_reaper(sealed: Secret | None = None) -> None:
+def check_reaper(sealed: Secret | None = None, records: Path | None = None) -> None:
     """Start a reaper without promises, wait for its response, and stop it again. Blocks.
 
-    With the description of an account, the reaper must also connect to the account's service.
+    With the description of an account, the reaper must also connect to the account's service. The record in
+    the folder `records` is not sufficient, but it is replaced.
 
     Raises:
         GuardError: If no reaper can run here, or it cannot reach the service.
     """
     problems: queue.SimpleQueue[str] = queue.SimpleQueue()
-    reaper = ReaperProcess(lambda: None, lambda _: None, lambda _, problem: problems.put(problem))
+    reaper = ReaperProcess(lambda: None, lambda _: None, lambda _, problem: problems.put(problem), records)
     with fork_lock():
         reaper.start()
     try:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import subprocess
@@ -19,8 +20,10 @@ from .._environment import import_path
 from .._errors import GuardError
 from .._platform import NO_REAPER, O_CLOEXEC
 from .._secrets import Secret
+from .pipe import encode_messages
 from .reaper import BOOTSTRAP
-from .records import Record, decode, encode
+from .records import Record, decode
+from .rehearsal_record import identity_of, is_recorded
 
 # Seconds to wait for a response. Even on a loaded machine, the reaper starts in a tenth of this time.
 _REAPER_ACK_TIMEOUT = 15.0
@@ -41,7 +44,8 @@ class ReaperProcess:
 
     The callbacks are called in a thread: `on_death` when the reaper dies unexpectedly, `on_action` with the
     record of an action by the reaper, and `on_rehearsed` after the reaper has tried to connect to the service
-    of an account, with the account and the problem (empty if there is none).
+    of an account, with the account and the problem (empty if there is none). `records` is the folder for the
+    records of rehearsals, or None without one.
     """
 
     def __init__(
@@ -49,10 +53,13 @@ class ReaperProcess:
         on_death: Callable[[], None],
         on_action: Callable[[Record], None],
         on_rehearsed: Callable[[str, str], None],
+        records: Path | None = None,
     ) -> None:
         self._on_death = on_death
         self._on_action = on_action
         self._on_rehearsed = on_rehearsed
+        self._records = records
+        self._import_path: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: subprocess.Popen[bytes] | None = None  # a reaper that closed its end of the pipe
         self._is_ready = False
@@ -110,7 +117,8 @@ class ReaperProcess:
         Raises:
             GuardError: If the reaper does not respond. It is then killed.
         """
-        self.send([{"kind": "HELLO", "path": import_path()}])
+        self._import_path = import_path()
+        self.send([{"kind": "HELLO", "path": self._import_path}])
         self._is_ready = True
 
     def send(self, messages: Iterable[Record]) -> None:
@@ -123,12 +131,15 @@ class ReaperProcess:
         if process is None or process.stdin is None:
             raise GuardError("the reaper is not running")
         numbered: list[Record] = []
-        for message in messages:
+        recorded: list[str] = []
+        for message in map(self._with_record, messages):
             self._last_sent += 1
             numbered.append({**message, "number": self._last_sent})
             if message["kind"] == "ARM":
                 self._armed[message["account"]] = self._last_sent
                 self._rehearsed.pop(message["account"], None)
+                if message.get("is_recorded"):
+                    recorded.append(message["account"])
         deadline = boottime() + _REAPER_ACK_TIMEOUT
         problem = _send(process.stdin.fileno(), numbered, deadline)
         if problem:
@@ -140,9 +151,19 @@ class ReaperProcess:
                 timeout=deadline - boottime(),
             )
             if self._last_acknowledged >= self._last_sent:
+                for account in recorded:
+                    self._end_rehearsal(account, "")
                 return
         self.kill()
         raise GuardError("the reaper did not respond")
+
+    def _with_record(self, message: Record) -> Record:
+        """Tell the reaper where the record of an account's rehearsal is, and whether it is sufficient."""
+        if message["kind"] != "ARM" or self._records is None:
+            return message
+        identity = identity_of(json.loads(message["sealed"].reveal()), self._import_path)
+        is_sufficient = message.get("is_direct") and is_recorded(self._records, identity)
+        return {**message, "record": [str(self._records), identity], "is_recorded": bool(is_sufficient)}
 
     def rehearsed(self, account: str) -> str | None:
         """Return the problem the reaper had when connecting to the service of an account.
@@ -221,13 +242,16 @@ class ReaperProcess:
         elif "rehearsed" in message:
             account, problem = str(message["rehearsed"]), str(message["problem"])
             if self._armed.get(account) == message["number"]:  # not for earlier credentials
-                self._rehearsed[account] = problem
-                self._on_rehearsed(account, problem)
+                self._end_rehearsal(account, problem)
         else:
             number = int(message["ack"])
             with self._changed:
                 self._last_acknowledged = number
                 self._changed.notify_all()
+
+    def _end_rehearsal(self, account: str, problem: str) -> None:
+        self._rehearsed[account] = problem
+        self._on_rehearsed(account, problem)
 
 
 def _missing() -> str:
@@ -251,11 +275,7 @@ def _close_pipe(process: subprocess.Popen[bytes]) -> None:
 def _send(fd: int, messages: list[Record], deadline: float) -> str:
     """Send messages and return the problem, if any. An exception's frames would show the secrets."""
     try:
-        data = encode(
-            {name: value.reveal() if isinstance(value, Secret) else value for name, value in each.items()}
-            for each in messages
-        )
-        _write(fd, data, deadline)
+        _write(fd, encode_messages(map(revealed, messages)), deadline)
     except TimeoutError:
         return "stopped responding"
     except OSError as error:
@@ -263,6 +283,16 @@ def _send(fd: int, messages: list[Record], deadline: float) -> str:
     except Exception as error:  # noqa: BLE001  (its text may show a message)
         return f"died: {type(error).__name__}"
     return ""
+
+
+def revealed(message: Record) -> Record:
+    """Return a message with its secrets, and with the types of JSON only, as the reaper receives it."""
+    secrets = {
+        name: json.loads(value.reveal()) for name, value in message.items() if isinstance(value, Secret)
+    }
+    others = {name: value for name, value in message.items() if name not in secrets}
+    plain: Record = json.loads(json.dumps(others))
+    return {**plain, **secrets}
 
 
 def _write(fd: int, data: bytes, deadline: float) -> None:

@@ -55,6 +55,10 @@ _REAPER_TIMEOUT, _LOCAL_REAPER_TIMEOUT = 24 * 3600.0, 300.0
 # Seconds until the reaper retries rejected credentials.
 _REFUSED_PAUSE = 600.0
 
+# Seconds to wait once the owner is dead, for a request to start or restart an instance that is still in
+# flight. Anything else is released at once: a stop or delete request in flight does not interfere.
+_IN_FLIGHT_DELAY = 0.5
+
 # Seconds for a rehearsal to connect to the service.
 _CONNECT_TIMEOUT = 5.0
 
@@ -75,6 +79,7 @@ class Recovery:
         record_cost: Receives the line for the cost ledger before each promise is closed.
         writer: Who releases the instances, for the cost ledger.
         timeout: Seconds after which it gives up on a promise.
+        in_flight_delay: Seconds to wait where a request of the owner that is still in flight matters.
         results: The promises that are done.
     """
 
@@ -86,6 +91,7 @@ class Recovery:
     wall_clock: WallClock
     record_cost: Callable[[Record], object] = bool
     writer: Literal["reaper", "sweep"] = "reaper"
+    in_flight_delay: float = 0.0
     results: dict[PendingPromise, RecoveryResult] = field(factory=dict)
 
     async def run(self, promises: Iterable[PendingPromise]) -> dict[PendingPromise, RecoveryResult]:
@@ -110,6 +116,7 @@ class Recovery:
     async def _search(
         self, unresolved: Sequence[PendingPromise], claimed: set[str], tasks: TaskGroup
     ) -> None:
+        await anyio.sleep(self.in_flight_delay)
         search = Search(
             instances=self.instances,
             foreign_claims=self.foreign_claims,
@@ -126,6 +133,8 @@ class Recovery:
 
     async def _release(self, pending: PendingPromise, instance_id: str) -> None:
         promise = pending.promise
+        if promise.goal == Goal.STOPPED.value:
+            await anyio.sleep(self.in_flight_delay)
         held_until = promise.expires_at if promise.held and not promise.is_idle_first else None
         if held_until is not None and await self._wait_for_holder(instance_id, held_until):
             self._close(pending, instance_id, stopped_at=None)
@@ -338,6 +347,7 @@ async def reap_account(
                     timeout=min(timeout, give_up_at - wall_clock()),
                     wall_clock=wall_clock,
                     record_cost=shared.record_cost,
+                    in_flight_delay=_IN_FLIGHT_DELAY if state.is_orphaned else 0.0,
                 )
                 with watch.scope:
                     await recovery.run(remaining)

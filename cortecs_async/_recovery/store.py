@@ -60,6 +60,8 @@ class PromiseStore:
     ) -> None:
         self.directory: Path = directory
         self.ledger: CostLedger = CostLedger(ledger_directory(directory))
+        # The folder for the records of rehearsals. Without a journal, nothing may be written.
+        self.rehearsals: Path | None = directory.parent / "rehearsals" if journal else None
         self._uses_journal, self._uses_reaper = journal, guard
         self._wall_clock = wall_clock
         self._clock = PromiseClock(wall_clock)
@@ -77,7 +79,7 @@ class PromiseStore:
         self.state: JournalState = JournalState()
         self._journal: JournalFile | None = None
         self._rewritten_size = 0
-        self._reaper = ReaperProcess(self._on_reaper_death, self.put, self._on_rehearsed)
+        self._reaper = ReaperProcess(self._on_reaper_death, self.put, self._on_rehearsed, self.rehearsals)
         self.is_reaper_wanted: bool = False
         self._unreachable: dict[str, str] = {}  # by account: the problem in reaching the service
         self._credential_records: dict[str, Record] = {}  # by account
@@ -191,7 +193,7 @@ class PromiseStore:
         is_needed = any(each.account == account for each in list(self.state.promises.values()))
         if known is None or not is_needed or self._reaper.rehearsed(account) != "":
             return record
-        return {**record, "sealed": with_network_of(record["sealed"], known["sealed"])}
+        return {**known, "sealed": with_network_of(record["sealed"], known["sealed"])}
 
     def rehearsed(self, account: str) -> str | None:
         """Return the result of `ReaperProcess.rehearsed` for the current reaper."""

@@ -22,10 +22,9 @@ from cortecs_async._errors import ClientClosedError, GuardError
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery.journal import JournalFile, try_lock
 from cortecs_async._recovery.promise import Promise
-from cortecs_async._recovery.reaper_process import _ACTION_KINDS
-from cortecs_async._recovery.records import Record, decode, encode
+from cortecs_async._recovery.reaper_process import _ACTION_KINDS, revealed
+from cortecs_async._recovery.records import Record
 from cortecs_async._recovery.recover import reap_account
-from cortecs_async._secrets import Secret
 
 from .data import Kill, Process
 from .network import Network, current_lease
@@ -273,12 +272,12 @@ class WorldReaper(Actor):
         reaper = self.reaper
         reaper._send = _reaper._discard
         try:
-            self._locked = try_lock(reaper.journal) if reaper.journal is not None else None
+            path = reaper._journal_path()
+            self._locked = try_lock(path) if path is not None else None
             pending = reaper._not_begun()
             if reaper.state.promises:
                 self._report({"kind": "ORPHANED"})
             if pending:
-                await anyio.sleep(_reaper._IN_FLIGHT_DELAY)
                 await self._reap(pending)
         except BaseException:
             self._unlock()
@@ -286,8 +285,8 @@ class WorldReaper(Actor):
         # Unlike the real reaper, it does not wait for work that it began while its parent lived. So a `sweep`
         # works on the same promises, as a real one does if it gets the journal's lock before the reaper.
         locked, self._locked = self._locked, None
-        if locked is None and reaper.journal is not None:
-            locked = try_lock(reaper.journal)
+        if locked is None and path is not None:
+            locked = try_lock(path)
         if locked is not None:
             locked.retire(reaper.state)
 
@@ -311,7 +310,7 @@ class WorldReaper(Actor):
         reaper = self.reaper
         async with httpx.AsyncClient(transport=self.network, trust_env=False) as http:
             await reap_account(
-                *(reaper.state, promises, account, self._report, reaper.journal),
+                *(reaper.state, promises, account, self._report, reaper._journal_path()),
                 unlock_journal=self._unlock_journal,
                 http_client=http,
                 wall_clock=wall_clock,
@@ -378,11 +377,7 @@ class WorldReaperProcess:
             raise GuardError("the reaper is not running")
         for message in messages:
             self._last_sent += 1
-            revealed = {
-                name: value.reveal() if isinstance(value, Secret) else value
-                for name, value in message.items()
-            }
-            child.receive(decode(encode([{**revealed, "number": self._last_sent}]))[0])
+            child.receive({**revealed(message), "number": self._last_sent})
             if self._last_acknowledged < self._last_sent:
                 self._child = None
                 child.kill()

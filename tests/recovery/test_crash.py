@@ -37,7 +37,8 @@ from cortecs_async._aio.threads import System
 from cortecs_async._client.wiring import Wiring
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery.ledger import CostLedger
-from cortecs_async._recovery.records import Record, encode
+from cortecs_async._recovery.pipe import encode_messages
+from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Emulator, Fault, LedgerEntry, RequestRecord, serve_emulator
 from cortecs_async.emulator._emulator import _EPOCH
 
@@ -850,7 +851,7 @@ def test_the_reaper_wakes_by_itself_when_an_instance_of_a_silent_parent_expires(
     thread.start()
     try:
         messages = created(expires_at=time.time())
-        os.write(to_it, encode({**each, "number": number} for number, each in enumerate(messages)))
+        os.write(to_it, encode_messages({**each, "number": number} for number, each in enumerate(messages)))
         assert worked.wait(20.0)
     finally:
         os.close(to_it)

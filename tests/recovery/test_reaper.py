@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import marshal
 import os
 import signal
 import subprocess
@@ -33,6 +34,7 @@ from cortecs_async._errors import GuardError
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery import reaper_process as _reaper_process
 from cortecs_async._recovery.journal import JournalFile
+from cortecs_async._recovery.pipe import encode_messages
 from cortecs_async._recovery.promise import Promise
 from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.reaper_check import check_reaper
@@ -104,9 +106,8 @@ def test_the_state_is_changed_and_iterated_only_under_the_lock() -> None:
 
 
 def test_certificates_that_were_deleted_since_the_reaper_got_the_account_are_still_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(_reaper, "_IN_FLIGHT_DELAY", 0.0)
     used: list[str] = []
 
     def work(_: Any, __: Any, accounts: dict[str, Record], *___: Any) -> None:
@@ -115,7 +116,7 @@ def test_certificates_that_were_deleted_since_the_reaper_got_the_account_are_sti
     (tmp_path / "authority.pem").write_text("certificates")
     account = {"environment": {"cafile": str(tmp_path / "authority.pem")}}
     reaper = Reaper(lambda _: None, work)
-    reaper.receive({"kind": "ARM", "account": "a1", "sealed": json.dumps(account), "number": 1})
+    reaper.receive({"kind": "ARM", "account": "a1", "sealed": account, "number": 1})
     reaper.receive({**created("e1"), "number": 2})
     (tmp_path / "authority.pem").unlink()
     reaper.recover_after_parent()
@@ -123,10 +124,7 @@ def test_certificates_that_were_deleted_since_the_reaper_got_the_account_are_sti
     os.close(reaper._certificates.popitem()[1])
 
 
-def test_a_promise_whose_thread_failed_is_fulfilled_after_the_parents_death(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(_reaper, "_IN_FLIGHT_DELAY", 0.0)
+def test_a_promise_whose_thread_failed_is_fulfilled_after_the_parents_death() -> None:
     begun: list[list[str]] = []
 
     def work(_: Any, promises: Sequence[Promise], *__: Any) -> None:
@@ -166,16 +164,16 @@ def test_a_reaper_that_inherits_ignored_signals_waits_for_its_children(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     handlers: dict[int, Any] = {}
-    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr("cortecs_async._recovery.reaper.signal.signal", handlers.__setitem__)
     _reaper._set_signals()
-    assert handlers[signal.SIGCHLD] is signal.SIG_DFL
+    assert handlers[signal.SIGCHLD] == signal.SIG_DFL
 
 
 @pytest.mark.parametrize(
     "message",
     [
         {"kind": "ARM", "account": "a1", "number": 1},
-        {"kind": "ARM", "account": "a1", "number": 1, "sealed": "[" * 100_000},
+        {"kind": "ARM", "account": "a1", "number": 1, "sealed": "nested"},
         {"kind": "JOURNAL", "number": 1},
         {"kind": ["HELLO"], "number": 1},
         {"number": 1},
@@ -247,13 +245,19 @@ def test_lines_that_cannot_be_read_are_skipped_by_the_reaper(
 ) -> None:
     source, stdout = pipe
     stdin, target = os.pipe()
-    noise = b'\xff\x00\n[1]\nnull\n{"kind": 7}\n' + b"[" * 100_000 + b"\n"
+    noise = (
+        b'\xff\x00\n[1]\nab\n{"kind": 7}\n'
+        + marshal.dumps([1]).hex().encode()
+        + b"\n"
+        + b"5" * 50_000
+        + b"\n"
+    )
     os.set_blocking(target, False)
     thread = threading.Thread(target=_reaper.serve, args=(stdin, stdout), daemon=True)
     thread.start()
     os.write(target, noise[:60_000])
     os.set_blocking(target, True)
-    os.write(target, noise[60_000:] + encode([{"kind": "BYE", "number": 7}]))
+    os.write(target, noise[60_000:] + encode_messages([{"kind": "BYE", "number": 7}]))
     thread.join(SECONDS)
     assert not thread.is_alive()
     assert os.read(source, 1 << 16) == b'{"ack":7}\n'
@@ -264,9 +268,9 @@ def test_lines_that_cannot_be_read_are_skipped_by_the_reaper(
 # --- the parent's side --------------------------------------------------------------------------------------
 
 NOISE = r"""
-import os, sys
+import marshal, os, sys
 for line in sys.stdin.buffer:
-    number = __import__("json").loads(line)["number"]
+    number = marshal.loads(bytes.fromhex(line.decode()))["number"]
     os.write(1, b'\xff\x00\n{"ack": "x"}\n{"ack": null}\n{"action": 5}\n{"rehearsed": 1}\nnull\n[1]\nhello\n')
     os.write(1, b'{"ack": %d}\n' % number)
 """
@@ -318,7 +322,7 @@ def fails(*_: Any, **__: Any) -> Any:
     raise RuntimeError("not here")
 
 
-@pytest.mark.parametrize("place", ["subprocess.Popen", "threading.Thread", "encode"])
+@pytest.mark.parametrize("place", ["subprocess.Popen", "threading.Thread", "encode_messages"])
 def test_a_start_of_the_reaper_that_fails_in_any_way_leaves_no_half_reaper(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
 ) -> None:
@@ -598,7 +602,7 @@ def test_a_reaper_that_was_paused_first_reads_all_messages() -> None:
     now = time.time()
     padding = [{"kind": "NOTE", "text": "x" * 1000}] * 200  # more than it reads at once
     messages = [created(), idle_message(now - 100.0), *padding, idle_message(now + 900.0), {"kind": "BYE"}]
-    os.write(sink, encode({**each, "number": number} for number, each in enumerate(messages)))
+    os.write(sink, encode_messages({**each, "number": number} for number, each in enumerate(messages)))
     reaped: list[Promise] = []
     _reaper.serve(source, says, lambda _, promises, *__: reaped.extend(promises))
     assert reaped == []

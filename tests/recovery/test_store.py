@@ -280,7 +280,6 @@ class Harness:
 
 @pytest.fixture
 def harness(monkeypatch: pytest.MonkeyPatch) -> Harness:
-    monkeypatch.setattr("cortecs_async._recovery.reaper._IN_FLIGHT_DELAY", 0.0)
     return Harness()
 
 
