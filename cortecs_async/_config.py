@@ -133,15 +133,16 @@ class RetryPolicy:
 class PollPolicy:
     """The polling intervals. The service does not send events, so the client polls for changes.
 
-    The pause between two polls is the time waited so far times `growth`, but at least `min_interval` and at
-    most `max_interval`. A change is noticed after at most one pause, plus the response time.
+    The time between two polls is the time waited so far times `growth`, but at least `min_interval` and at
+    most `max_interval`. If the service responds slowly, half of it is a pause. A change is noticed after at
+    most this time, plus the response time.
 
     Specify each time as seconds, a `timedelta`, or a string such as "90s". The attributes are seconds.
 
     Attributes:
-        min_interval: Minimum pause, in seconds.
-        max_interval: Maximum pause, in seconds. cortecs.ai's own client always waits 5 s.
-        growth: The pause as a share of the time waited so far.
+        min_interval: Minimum time between two polls, in seconds.
+        max_interval: Maximum time between two polls, in seconds. cortecs.ai's own client always waits 5 s.
+        growth: The time between two polls as a share of the time waited so far.
         settle: Seconds after starting an instance during which a poll that shows the instance stopped is
             ignored. A poll that does not find the instance is ignored for six times as long.
         lost_interval: Seconds between two polls of a leased instance during the block.

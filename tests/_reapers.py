@@ -17,8 +17,14 @@ from cortecs_async._recovery.records import JournalState, Record
 class StubReaper:
     """Replaces the reaper process and keeps the messages sent to it."""
 
-    def __init__(self, on_death: Callable[[], None], *_: Any) -> None:
+    def __init__(
+        self,
+        on_death: Callable[[], None],
+        _on_action: Callable[[Record], None],
+        on_rehearsed: Callable[[str, str], None],
+    ) -> None:
         self.on_death = on_death
+        self._on_rehearsed = on_rehearsed
         # The outcomes of the next rehearsals. After these, empty for success. None means no outcome at all.
         self.outcomes: list[str | None] = []
         self._outcome: str | None = ""
@@ -55,6 +61,11 @@ class StubReaper:
 
     def rehearsed(self, _: str) -> str | None:
         return self._outcome
+
+    def rehearse(self, account: str, outcome: str) -> None:
+        """End the rehearsal in progress."""
+        self._outcome = outcome
+        self._on_rehearsed(account, outcome)
 
     def detach(self) -> None:
         self.is_running = False

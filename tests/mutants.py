@@ -1036,6 +1036,30 @@ MUTANTS = [
         "recovery/test_rehearsal.py::test_a_reaper_that_is_not_required_delays_a_start_by_a_second_at_most",
     ),
     Mutant(
+        "does not notice that the reaper has connected",
+        "_recovery/store.py",
+        "        self.rehearsals.notify()\n",
+        "",
+        "recovery/test_rehearsal.py::test_a_start_is_sent_at_the_moment_when_the_reaper_has_connected",
+    ),
+    Mutant(
+        "misses a notification that another thread sends during the check",
+        "_aio/synchronization.py",
+        (
+            "            self._wake_ups.add(wake_up)\n"
+            "            try:\n"
+            "                if condition():\n"
+            "                    return\n"
+        ),
+        (
+            "            if condition():\n"
+            "                return\n"
+            "            self._wake_ups.add(wake_up)\n"
+            "            try:\n"
+        ),
+        "aio/test_synchronization.py::test_a_notification_during_the_check_is_not_missed",
+    ),
+    Mutant(
         "sends the reaper a relative path of certificates",
         "_environment.py",
         "return os.path.abspath(path)",
@@ -2159,6 +2183,27 @@ MUTANTS = [
         "return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)",
         "return policy.max_interval",
         "api/test_polling.py::test_the_interval_stays_within_its_bounds",
+    ),
+    Mutant(
+        "notices a change later on a far service",
+        "_api/intervals.py",
+        "return max(interval - seconds, interval / 2)",
+        "return interval",
+        "api/test_polling.py::test_the_way_of_an_answer_counts_as_part_of_the_interval_for_one_instance",
+    ),
+    Mutant(
+        "polls a slow service without a pause",
+        "_api/intervals.py",
+        "return max(interval - seconds, interval / 2)",
+        "return max(interval - seconds, 0.0)",
+        "api/test_polling.py::test_the_way_of_an_answer_counts_as_part_of_the_interval_for_one_instance",
+    ),
+    Mutant(
+        "sends the first poll before other waits that begin now can share it",
+        "_api/polling.py",
+        "            await checkpoint()  # tasks that are about to wait share the request\n",
+        "",
+        "lease/test_round_trips.py::test_ten_leases_wait_for_no_more_round_trips_than_one",
     ),
     Mutant(
         "treats an instance as deleted without checking the list",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 import anyio
 from attrs import define, field
 
 from .._errors import CortecsError
+from .eventloop import loop_runner
 
 T = TypeVar("T")
 
@@ -86,6 +89,33 @@ class Broadcast:
         if self._event is None:
             self._event = anyio.Event()
         await self._event.wait()
+
+
+class ThreadBroadcast:
+    """Lets other threads wake tasks of any event loop."""
+
+    def __init__(self) -> None:
+        self._wake_ups: set[Callable[[], object]] = set()
+
+    def notify(self) -> None:
+        """Make the waiting tasks check their conditions again. Call this in any thread."""
+        for wake_up in self._wake_ups.copy():
+            with contextlib.suppress(RuntimeError):  # its event loop has ended
+                wake_up()
+
+    async def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition is true. Every change to it must be followed by a `notify`."""
+        while True:
+            event = anyio.Event()
+            wake_up = partial(loop_runner(), event.set)
+            # Before the check, so that no change is missed.
+            self._wake_ups.add(wake_up)
+            try:
+                if condition():
+                    return
+                await event.wait()
+            finally:
+                self._wake_ups.discard(wake_up)
 
 
 class Mutex:

@@ -12,7 +12,7 @@ _MAX_STEPS = 10_000
 
 
 def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None = None) -> float:
-    """Return the seconds until the next poll, after `elapsed` seconds of waiting.
+    """Return the seconds between two polls, after `elapsed` seconds of waiting.
 
     `distance` is the number of seconds between now and the expected end of the wait, before or after it. The
     closer the end, the shorter the interval. It is never longer than without `distance`. Pass None if the end
@@ -20,6 +20,15 @@ def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None 
     """
     scale = elapsed if distance is None else min(elapsed, distance)
     return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)
+
+
+def pause_after(interval: float, seconds: float) -> float:
+    """Return the pause after a request that took `seconds`, so that requests begin `interval` seconds apart.
+
+    A change is then noticed as soon on a far service as on a near one. A slow service still gets a pause.
+    This is for polls of one instance: lists for many waits are expensive and always get the whole pause.
+    """
+    return max(interval - seconds, interval / 2)
 
 
 @define

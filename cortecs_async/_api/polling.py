@@ -13,6 +13,7 @@ import math
 from typing import Protocol
 
 import anyio
+from anyio.lowlevel import checkpoint
 from attrs import define, field
 
 from .._aio.eventloop import LoopBinding
@@ -32,7 +33,7 @@ from .._http.retry import is_transient_error
 from .._logging import Event, log
 from .domain import Instance
 from .expected import ExpectedInstances
-from .intervals import StepTimes, poll_interval
+from .intervals import StepTimes, pause_after, poll_interval
 from .listing import Listing, existing_ids
 
 # Seconds. A longer `Retry-After` must not suspend all waits, which include teardowns.
@@ -235,6 +236,7 @@ class Poller:
         self._has_leader = True
         try:
             await self._wait_until_due()
+            await checkpoint()  # tasks that are about to wait share the request
             await self._poll()
         finally:
             self._has_leader = False
@@ -269,12 +271,12 @@ class Poller:
         except CortecsError as error:
             self._record_failure(error)
             return
-        if failures := self._failures():
+        if failures := self._backoff.failures + self._rate_limit_backoff.failures:
             log(Event.WATCH_RECOVERED, failures=failures)
         self._reset_backoff()
         now = anyio.current_time()
         for each in missing:
-            each.due = now + self._interval(each, now)
+            each.due = now + self._pause(each, now, now)
 
     def _publish(self, readings: Readings, began: float) -> None:
         now = anyio.current_time()
@@ -292,15 +294,15 @@ class Poller:
                 subscription.instance_id, reading, now
             ):
                 subscription.publish(reading, now=now)
-            subscription.due = now + self._interval(subscription, now)
+            subscription.due = now + self._pause(subscription, now, began)
 
-    def _interval(self, subscription: Subscription, now: float) -> float:
-        if subscription.missing_since is not None and not subscription.is_missing(now):
-            return max(subscription.absence / 2, self._policy.min_interval)
-        if subscription.interval is not None:
-            return subscription.interval
-        distance = subscription.step_times.distance(now)
-        return poll_interval(now - subscription.since, self._policy, distance=distance)
+    def _pause(self, each: Subscription, now: float, began: float) -> float:
+        """Return the seconds until the next poll. The reading that arrives now was requested at `began`."""
+        if each.missing_since is not None and not each.is_missing(now):
+            return max(each.absence / 2, self._policy.min_interval)
+        distance = each.step_times.distance(now)
+        interval = each.interval or poll_interval(now - each.since, self._policy, distance=distance)
+        return interval if len(self._waiters) > 1 else pause_after(interval, now - began)
 
     async def _read(self, waiting: list[Subscription]) -> Readings:
         """Fetch the instances with one request, if possible. Leave out the ones that need a request by id."""
@@ -373,9 +375,6 @@ class Poller:
                 readings[entry.entry_id] = DecodeError(problem, method="GET", path="/instances/")
         return readings
 
-    def _failures(self) -> int:
-        return self._backoff.failures + self._rate_limit_backoff.failures
-
     def _reset_backoff(self) -> None:
         for backoff in (self._backoff, self._rate_limit_backoff):
             backoff.reset()
@@ -392,7 +391,7 @@ class Poller:
         log(
             Event.WATCH_FAILED,
             wait=pause,
-            failures=self._failures(),
+            failures=self._backoff.failures + self._rate_limit_backoff.failures,
             error_type=type(error).__name__,
             request_id=getattr(error, "request_id", None),
             error=error,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -278,8 +277,9 @@ class Promises:
 
     async def _prove_reaper(self) -> str:
         """Wait until the reaper has connected to the service. Return the problem, if any."""
-        rehearsed = partial(self.store.rehearsed, self.account)
-        return await prove_reaper(rehearsed, self._rehearse_again, is_required=self._guard == "required")
+        return await prove_reaper(
+            self.store, self.account, self._rehearse_again, is_required=self._guard == "required"
+        )
 
     async def _rehearse_again(self) -> None:
         self._put_credentials()

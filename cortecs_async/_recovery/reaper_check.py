@@ -14,10 +14,7 @@ from .._errors import GuardError, JournalError
 from .._platform import NO_LOCKS
 from .._secrets import Secret
 from .reaper_process import ReaperProcess
-from .store import fork_lock
-
-# Seconds between two checks for the outcome of a rehearsal.
-_POLL_INTERVAL = 0.01
+from .store import PromiseStore, fork_lock
 
 # Seconds for a check of whether a reaper can reach the service.
 _CHECK_TIMEOUT = 15.0
@@ -75,31 +72,28 @@ def check_reaper(sealed: Secret | None = None, records: Path | None = None) -> N
 
 
 async def prove_reaper(
-    rehearsed: Callable[[], str | None],
+    store: PromiseStore,
+    account: str,
     rehearse_again: Callable[[], Awaitable[None]],
     *,
     is_required: bool,
 ) -> str:
-    """Wait until the reaper has connected to the service. Return the problem, if any.
+    """Wait until the reaper has connected to the service of an account. Return the problem, if any.
 
     After a failure, a required reaper tries once more, because the service may have been down. By now, the
     client has reached it.
     """
     if not is_required:
-        return await _await_rehearsal(rehearsed, _REHEARSAL_PAUSE) or ""
-    if await _await_rehearsal(rehearsed, _REHEARSAL_TIMEOUT) == "":
+        return await _await_rehearsal(store, account, _REHEARSAL_PAUSE) or ""
+    if await _await_rehearsal(store, account, _REHEARSAL_TIMEOUT) == "":
         return ""
     await rehearse_again()
-    problem = await _await_rehearsal(rehearsed, _REHEARSAL_TIMEOUT)
+    problem = await _await_rehearsal(store, account, _REHEARSAL_TIMEOUT)
     return f"no connection within {_REHEARSAL_TIMEOUT:g} s" if problem is None else problem
 
 
-async def _await_rehearsal(rehearsed: Callable[[], str | None], timeout: float) -> str | None:
+async def _await_rehearsal(store: PromiseStore, account: str, timeout: float) -> str | None:
     """Wait until the reaper's rehearsal has an outcome. Return it, or None after `timeout` seconds."""
-    deadline = anyio.current_time() + timeout
-    while (  # noqa: ASYNC110  (see below)
-        problem := rehearsed()
-    ) is None and anyio.current_time() < deadline:
-        # Another thread receives the outcome, for all event loops in the process.
-        await anyio.sleep(_POLL_INTERVAL)
-    return problem
+    with anyio.move_on_after(timeout):
+        await store.rehearsals.wait_for(lambda: store.rehearsed(account) is not None)
+    return store.rehearsed(account)

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from .._aio.clock import boottime
+from .._aio.synchronization import ThreadBroadcast
 from .._errors import GuardError
 from .._logging import Event, log
 from .accounts import with_network_of
@@ -52,6 +53,7 @@ class PromiseStore:
         is_reaper_wanted: Whether to start the reaper before there is a promise, so that it is ready.
         journal_problem: The reason why there is currently no journal, or None.
         reaper_problem: The reason why there is currently no reaper, or None.
+        rehearsals: Notified when `rehearsed` has a result.
         generation: The number of forks since it was created. In a forked child, its clients must join again.
     """
 
@@ -81,6 +83,7 @@ class PromiseStore:
         self._rewritten_size = 0
         self._reaper = ReaperProcess(self._on_reaper_death, self.put, self._on_rehearsed, self.rehearsals)
         self.is_reaper_wanted: bool = False
+        self.rehearsals: ThreadBroadcast = ThreadBroadcast()
         self._unreachable: dict[str, str] = {}  # by account: the problem in reaching the service
         self._credential_records: dict[str, Record] = {}  # by account
         self._sent_path: Path | None = None  # the journal that the reaper knows
@@ -317,6 +320,7 @@ class PromiseStore:
         known, self._unreachable[account] = self._unreachable.get(account, ""), problem
         if problem and not known:
             log(Event.GUARD_REAPER_UNREACHABLE, problem=problem)
+        self.rehearsals.notify()
 
     def _on_reaper_death(self) -> None:
         with self._commit_lock:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import types
 from collections.abc import Generator
 
 import anyio
 import pytest
 
-from cortecs_async._aio.synchronization import Backoff, Broadcast, Mutex, SingleFlight, exponential
+from cortecs_async._aio.synchronization import (
+    Backoff,
+    Broadcast,
+    Mutex,
+    SingleFlight,
+    ThreadBroadcast,
+    exponential,
+)
 from cortecs_async._errors import CortecsError
 
 
@@ -122,6 +130,44 @@ async def test_a_broadcast_wakes_all_that_wait_and_none_that_come_later() -> Non
         assert sorted(woken) == [1, 2]
         broadcast.notify()
     assert sorted(woken) == [1, 2, 3]
+
+
+async def test_a_task_waits_until_its_condition_is_true_and_checks_it_once_per_notification() -> None:
+    broadcast, checks = ThreadBroadcast(), []
+
+    def is_met() -> bool:
+        checks.append(anyio.current_time())
+        return len(checks) == 3
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(broadcast.wait_for, is_met)
+        began = anyio.current_time()
+        for _ in range(2):
+            await anyio.sleep(1)
+            broadcast.notify()
+    assert [each - began for each in checks] == [0, 1, 2]
+
+
+async def test_a_notification_during_the_check_is_not_missed() -> None:
+    broadcast = ThreadBroadcast()
+    checks: list[int] = []
+
+    def is_met() -> bool:
+        checks.append(len(checks))
+        broadcast.notify()  # as by another thread
+        return len(checks) == 2
+
+    await broadcast.wait_for(is_met)
+    assert checks == [0, 1]
+
+
+def test_a_notification_ignores_an_event_loop_that_has_ended() -> None:
+    broadcast, loop = ThreadBroadcast(), asyncio.new_event_loop()
+    task = loop.create_task(broadcast.wait_for(lambda: False))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    broadcast.notify()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # this is what the test is about
 
 
 async def test_a_closed_coroutine_releases_its_mutex() -> None:

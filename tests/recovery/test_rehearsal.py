@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,25 @@ async def test_a_reaper_that_is_not_required_delays_a_start_by_a_second_at_most(
         async with client.instance(MODEL, HARDWARE):
             (start,) = (each for each in emu.requests if each.route == "start")
         assert start.at - began == pytest.approx(0.0 if outcome else 1.0, abs=0.1)
+
+
+async def test_a_start_is_sent_at_the_moment_when_the_reaper_has_connected(
+    world: World, journals: Path, reapers: list[StubReaper]
+) -> None:
+    async with world(guard="auto") as (emu, client), anyio.create_task_group() as tasks:
+        reapers[-1].outcomes.append(None)
+        await client.user.balance()
+        account = client._wiring.promises.account
+        began = anyio.current_time()
+
+        async def rehearse() -> None:
+            await anyio.sleep(0.123)
+            reapers[-1].rehearse(account, "")
+
+        tasks.start_soon(rehearse)
+        async with client.instance(MODEL, HARDWARE):
+            (start,) = (each for each in emu.requests if each.route == "start")
+        assert start.at - began == pytest.approx(0.123)
 
 
 def test_a_warning_tells_once_that_the_reaper_cannot_reach_the_service(
@@ -244,6 +265,30 @@ def told() -> Iterator[Told]:
     told.process.handshake()
     yield told
     told.process.shutdown()
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("hangs", [False, True], ids=["ends", "hangs"])
+def test_stopping_a_reaper_is_over_when_it_has_ended(
+    told: Told, monkeypatch: pytest.MonkeyPatch, *, hangs: bool
+) -> None:
+    process, wait = told.process._process, subprocess.Popen.wait
+    timeouts: list[float | None] = []
+    assert process is not None
+
+    def note(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        timeouts.append(timeout)
+        return wait(self, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", note)
+    if hangs:
+        monkeypatch.setattr("cortecs_async._recovery.reaper_process._EXIT_TIMEOUT", 0.1)
+        os.kill(process.pid, signal.SIGSTOP)
+    told.process.shutdown()
+    assert process.returncode == (-signal.SIGKILL if hangs else 0)
+    # With a timeout, Python checks again and again, in growing steps.
+    assert set(timeouts) == {None}
+    assert told.deaths == []
 
 
 @pytest.mark.sockets
