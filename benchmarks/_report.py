@@ -25,7 +25,7 @@ TOLERANCE = 0.15
 
 # Ours, those of the vendor's client, and those of the emulator.
 _PACKAGES = (
-    *("httpx", "httpcore", "anyio", "attrs", "cattrs", "aiohttp", "httpx-aiohttp"),
+    *("httpx", "httpcore", "anyio", "attrs", "cattrs", "aiohttp"),
     *("cortecs-py", "pydantic", "requests", "starlette", "uvicorn"),
 )
 

@@ -157,9 +157,12 @@ class Redactor:
 
     def one_line(self, text: str) -> str:
         """Return the text on one line, without secrets, control characters, or characters that reorder it."""
+        if not text.isprintable():
+            text = "".join(each for each in text if each.isprintable() or each.isspace())
         # Redacted before joining as well, because a secret can contain whitespace.
-        text = self.redact("".join(each for each in text if each.isprintable() or each.isspace()))
-        return self.redact(" ".join(text.split()))
+        text = self.redact(text)
+        joined = " ".join(text.split())
+        return text if joined == text else self.redact(joined)
 
 
 INFERENCE_KEY_VARIABLES = ("CORTECS_API_KEY", "OPENAI_API_KEY")

@@ -1837,8 +1837,8 @@ MUTANTS = [
     Mutant(
         "sends its token to another host on a redirect",
         "_http/transport.py",
-        "return target if is_same_origin and not target.userinfo else None",
-        "return target",
+        "return str(target) if is_same_origin and not target.userinfo else None",
+        "return str(target)",
         "http/test_client.py::TestRedirects::test_nothing_is_sent_to_another_origin",
     ),
     Mutant(
@@ -1909,8 +1909,8 @@ MUTANTS = [
     Mutant(
         "fetches a token for each caller",
         "_http/auth.py",
-        "return await self._fetches.get()",
-        "return await self._fetch()",
+        "self.current() or await self._fetches.get()",
+        "self.current() or await self._fetch()",
         "http/test_auth.py::test_one_fetch_serves_a_hundred_callers",
     ),
     Mutant(

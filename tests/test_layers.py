@@ -59,7 +59,7 @@ EMULATOR = "emulator"
 # How to install an extra, for the errors of every module that needs one.
 EVERYWHERE = "_extras"
 # A change of the HTTP library stays a change of two files.
-MAY_IMPORT_HTTPX = {"_http/connections.py", "_http/transport.py"}
+MAY_IMPORT_HTTPX = {"_http/connections.py", "_http/exchange.py", "_http/transport.py"}
 
 RANK = {unit: rank for rank, units in enumerate(ROWS) for unit in units}
 

@@ -87,7 +87,7 @@ def test_the_examples_of_index_run(served: Emulator, capsys: pytest.CaptureFixtu
 
 @pytest.mark.sockets
 def test_the_examples_of_scale_run(served: Emulator) -> None:
-    pytest.importorskip("httpx_aiohttp")
+    pytest.importorskip("aiohttp")
     run_examples(DOCS / "scale.md")
     assert served.existing == ()
     assert len(served.ledger) == 20

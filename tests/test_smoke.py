@@ -107,7 +107,7 @@ async def test_the_openai_client_chats_with_a_leased_instance() -> None:
 
 
 async def test_a_lease_works_on_the_aiohttp_transport() -> None:
-    pytest.importorskip("httpx_aiohttp")
+    pytest.importorskip("aiohttp")
     async with serve_emulator(step_seconds=0.01) as emulator:
         async with client_of(emulator, transport="aiohttp") as client, client.instance(MODEL) as inst:
             assert emulator.billing == (inst.instance_id,)

@@ -29,7 +29,8 @@ from .._environment import Proxy
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._extras import install_command
 from .._http.body import ACCEPT_ENCODING, BodyError, read_body
-from .._http.connections import Connections, HTTPClient, kind_of, open_socket, tls_context
+from .._http.connections import Connections, HTTPClient, kind_of, tls_context
+from .._http.exchange import open_socket
 from .._http.messages import Failure, FailureKind
 from .._http.retry import parse_retry_after
 from .._platform import NO_LOCKS

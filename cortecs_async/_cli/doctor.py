@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # The packages in each extra. An extra counts as installed if its packages are.
 _EXTRAS = {
     "openai": ("openai",),
-    "aiohttp": ("httpx-aiohttp",),
+    "aiohttp": ("aiohttp",),
     "keyring": ("keyring",),
     "tui": ("textual",),
     "emulator": ("starlette", "uvicorn"),

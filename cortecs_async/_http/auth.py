@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-import anyio
 from attrs import frozen
 
+from .._aio.eventloop import loop_clock
 from .._aio.synchronization import SingleFlight
 from .._aio.tasks import check_awaitable
 from .._secrets import CredentialProvider, Credentials, Secret
@@ -39,11 +39,14 @@ class TokenSource:
         self._token: Token | None = None
         self._fetches: SingleFlight[Token] = SingleFlight(self._fetch)
 
+    def current(self) -> Token | None:
+        """Return the token, unless there is none or it is due for renewal."""
+        is_valid = self._token is not None and loop_clock()() < self._token.renew_at
+        return self._token if is_valid else None
+
     async def get(self) -> Token:
         """Return a token that is not due for renewal. Raises the errors of the provider and the exchange."""
-        if self._token is not None and anyio.current_time() < self._token.renew_at:
-            return self._token
-        return await self._fetches.get()
+        return self.current() or await self._fetches.get()
 
     def invalidate(self, token: Token) -> None:
         """Drop a token that the service rejected. The next `get` fetches a new one, once for all callers."""

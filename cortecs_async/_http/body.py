@@ -41,8 +41,9 @@ class BodyReader:
         if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
             raise BodyError(f"has the unsupported encoding {encoding[:80]!r}")
         self._is_compressed = encoding not in {"", "identity"}
-        # This value makes zlib recognize gzip and zlib by their headers.
-        self._decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+        if self._is_compressed:
+            # This value makes zlib recognize gzip and zlib by their headers.
+            self._decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
         self._may_be_raw = encoding == "deflate"
 
     def feed(self, chunk: bytes) -> None:
@@ -87,19 +88,17 @@ async def read_body(chunks: AsyncIterator[bytes], encoding: str, limit: int) -> 
         BodyError: if it is too large or cannot be decompressed.
     """
     reader = BodyReader(encoding, limit)
-    problem: BodyError | None = None
-    with anyio.CancelScope() as scope:
+    try:
         async for chunk in chunks:
-            if problem is None:
-                try:
-                    reader.feed(chunk)
-                except BodyError as error:
-                    problem = error
-                    # Cancelled rather than left, so that the iterators inside the HTTP library end too and
-                    # trio does not warn about them.
-                    scope.cancel()
-    if problem is not None:
-        raise problem
+            reader.feed(chunk)
+    except BodyError:
+        # Cancelled rather than left, so that the iterators inside the HTTP library end too and trio does not
+        # warn about them.
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            async for _ in chunks:
+                pass
+        raise
     return reader.body()
 
 

@@ -11,7 +11,7 @@ import anyio
 from attrs import define, evolve
 
 from .._aio.background import UnawaitedTasks
-from .._aio.eventloop import LoopBinding
+from .._aio.eventloop import LoopBinding, loop_clock
 from .._aio.sigint import SigintGuard
 from .._aio.tasks import DetachedTask, run_uncancellable
 from .._config import Settings
@@ -192,6 +192,8 @@ class HTTP:
     async def _token_for(self, attempts: _Attempts) -> Token | None:
         if not attempts.call.authenticated:
             return None
+        if (token := self._tokens.current()) is not None:
+            return token
         began = anyio.current_time()
         token = await self._tokens.get()
         attempts.elapsed += anyio.current_time() - began
@@ -201,7 +203,8 @@ class HTTP:
         """Wait for a free slot and send the request once, unless it times out before that."""
         call, settings = attempts.call, attempts.settings
         await self._limiter.acquire(call.priority)
-        began = anyio.current_time()
+        clock = loop_clock()
+        began = clock()
         try:
             left = settings.retry.total_timeout - attempts.elapsed
             if left <= 0:
@@ -214,7 +217,7 @@ class HTTP:
             outcome = await self._send(call, token, attempts.count, timeout)
         finally:
             self._limiter.release(call.priority)
-        seconds = anyio.current_time() - began
+        seconds = clock() - began
         self._timeouts.record(call, outcome, timeout=timeout, seconds=seconds)
         attempts.elapsed += seconds
         log(

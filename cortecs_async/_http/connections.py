@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import socket
 import ssl
 import sys
 from contextlib import AsyncExitStack
@@ -25,6 +24,7 @@ from typing_extensions import override
 from .._config import Settings
 from .._errors import ConfigurationError
 from .._extras import install_command
+from .exchange import KEEP_ALIVE, AiohttpExchange, Exchange, HttpxExchange
 from .messages import FailureKind
 from .reasons import causes_of
 
@@ -35,22 +35,6 @@ if TYPE_CHECKING:
     """The type of a caller's own `http_client`."""
 else:
     HTTPClient = httpx.AsyncClient  # httpx2 may not be installed
-
-# Keep silent connections alive: NAT gateways drop them after minutes (AWS: 350 s), and a model's answer may
-# take longer. The first probe is sent after a minute, then one every minute. The names differ between
-# systems.
-KEEP_ALIVE = [
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    *(
-        (socket.IPPROTO_TCP, getattr(socket, name), value)
-        # macOS calls the first one TCP_KEEPALIVE.
-        for name, value in (
-            *(("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60)),
-            *(("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5)),
-        )
-        if hasattr(socket, name)
-    ),
-]
 
 # Concurrent requests in one httpx pool.
 _POOL_SIZE = 2
@@ -64,12 +48,17 @@ _MAX_POLLS = 24
 
 @define(eq=False)
 class Pool:
-    """An HTTP client with its limit and its number of concurrent requests."""
+    """Connections with their limit and their number of concurrent requests."""
 
-    client: httpx.AsyncClient
+    exchange: Exchange
     size: float
     busy: int = 0
     idle_since: float = math.inf  # in seconds of `anyio.current_time`
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """The httpx client, for requests that read the response themselves. aiohttp has none."""
+        return cast("HttpxExchange", self.exchange).client
 
 
 class _NoCookies(CookieJar):
@@ -94,7 +83,7 @@ class Connections:
         self._tls: ssl.SSLContext | None = None
         # The first client is created now, so that bad certificates or proxies raise before anything is sent.
         self.pools: list[Pool] = [
-            Pool(self._given, math.inf) if self._given is not None else self._new_pool()
+            self._new_pool() if self._given is None else Pool(HttpxExchange(self._given), math.inf)
         ]
         self._retired: list[Pool] = []
 
@@ -129,36 +118,46 @@ class Connections:
         for pool in idle:
             # Its errors are irrelevant for the request about to be sent.
             with contextlib.suppress(Exception):
-                await pool.client.aclose()
+                await pool.exchange.aclose()
 
     async def aclose(self) -> None:
         """Close our own connections but not the caller's client."""
         async with AsyncExitStack() as stack:
             for pool in (*self.pools, *self._retired):
-                if pool.client is not self._given:
-                    stack.push_async_callback(pool.client.aclose)
+                if self._given is None:
+                    stack.push_async_callback(pool.exchange.aclose)
 
-    def new_client(self) -> httpx.AsyncClient:
-        """Create an HTTP client with its own connections. Raises the same errors as the class."""
+    def new_exchange(self) -> Exchange:
+        """Create connections of our own. Raises the same errors as the class."""
         settings = self._settings
         if self._tls is None:
             self._tls = tls_context(settings)
         proxy = _proxy(settings, self._tls)
         if settings.transport == "aiohttp":
-            # aiohttp has one pool, with extra room for polls, which are not limited.
-            transport = _aiohttp_transport(self._tls, proxy, settings.max_connections + _MAX_POLLS)
-        else:
-            transport = httpx.AsyncHTTPTransport(
-                verify=self._tls,
-                proxy=proxy,
-                # Unlimited: the limiter decides which requests are sent.
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=_POOL_SIZE),
-                socket_options=KEEP_ALIVE,
-            )
-        return httpx.AsyncClient(transport=transport, trust_env=False, cookies=_NoCookies())
+            try:
+                return AiohttpExchange(
+                    self._tls,
+                    proxy,
+                    # aiohttp has one pool, with extra room for polls, which are not limited.
+                    max_connections=settings.max_connections + _MAX_POLLS,
+                    idle_timeout=_IDLE_TIMEOUT,
+                )
+            except ImportError:
+                raise ConfigurationError(
+                    f"transport='aiohttp' requires the aiohttp extra: {install_command('aiohttp')}"
+                ) from None
+        transport = httpx.AsyncHTTPTransport(
+            verify=self._tls,
+            proxy=proxy,
+            # Unlimited: the limiter decides which requests are sent.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_POOL_SIZE),
+            socket_options=KEEP_ALIVE,
+        )
+        client = httpx.AsyncClient(transport=transport, trust_env=False, cookies=_NoCookies())
+        return HttpxExchange(client, transport)
 
     def _new_pool(self) -> Pool:
-        return Pool(self.new_client(), _POOL_SIZE if self._settings.transport == "httpx" else math.inf)
+        return Pool(self.new_exchange(), _POOL_SIZE if self._settings.transport == "httpx" else math.inf)
 
 
 def _checked(given: HTTPClient) -> httpx.AsyncClient:
@@ -205,35 +204,6 @@ def _proxy(settings: Settings, tls: ssl.SSLContext) -> httpx.Proxy | None:
     raise ConfigurationError(f"{proxy.variable} is not a URL that httpx can use. Check its host and port.")
 
 
-def _aiohttp_transport(
-    tls: ssl.SSLContext, proxy: httpx.Proxy | None, max_connections: int
-) -> httpx.AsyncBaseTransport:
-    try:
-        import aiohttp  # noqa: PLC0415  (optional, and slow to import)
-        from httpx_aiohttp import AiohttpTransport  # noqa: PLC0415
-    except ImportError:
-        raise ConfigurationError(
-            f"transport='aiohttp' requires the aiohttp extra: {install_command('aiohttp')}"
-        ) from None
-
-    def session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            limit=max_connections, keepalive_timeout=_IDLE_TIMEOUT, ssl=tls, socket_factory=open_socket
-        )
-        return aiohttp.ClientSession(connector=connector)
-
-    return AiohttpTransport(verify=tls, proxy=proxy, client=session)
-
-
-def open_socket(address: tuple[Any, ...]) -> socket.socket:
-    """Return a socket with TCP keep-alive, as a `socket_factory` for aiohttp."""
-    family, kind, protocol, *_ = address
-    opened = socket.socket(family, kind, protocol)
-    for option in KEEP_ALIVE:
-        opened.setsockopt(*option)
-    return opened
-
-
 def kind_of(error: Exception) -> FailureKind | None:
     """Return the kind of failure of an attempt that raised this error, or None if it is not an HTTP error."""
     if _is_instance(error, "PoolTimeout"):
@@ -244,7 +214,7 @@ def kind_of(error: Exception) -> FailureKind | None:
         return FailureKind.TIMED_OUT
     # httpx parses a Location header even if it does not follow it; idna's errors are UnicodeErrors.
     is_lost = _is_instance(error, "HTTPError", "InvalidURL") or isinstance(error, UnicodeError)
-    return FailureKind.LOST if is_lost or is_of_aiohttp(error) else None
+    return FailureKind.LOST if is_lost else _kind_of_aiohttp(error)
 
 
 def forget_locals(error: BaseException | None) -> None:
@@ -253,25 +223,30 @@ def forget_locals(error: BaseException | None) -> None:
         clear_frames(each.__traceback__)
 
 
-def is_of_aiohttp(error: BaseException | None) -> bool:
-    """Return whether this error comes from aiohttp, which httpx-aiohttp does not always translate."""
+def _kind_of_aiohttp(error: BaseException | None) -> FailureKind | None:
+    """Return the kind of failure if this error comes from aiohttp."""
     aiohttp = sys.modules.get("aiohttp")
-    return aiohttp is not None and isinstance(error, aiohttp.ClientError)
+    if aiohttp is None or not isinstance(error, aiohttp.ClientError):
+        return None
+    not_sent = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+    if isinstance(error, not_sent):
+        return FailureKind.NOT_SENT
+    return FailureKind.TIMED_OUT if isinstance(error, aiohttp.ServerTimeoutError) else FailureKind.LOST
 
 
 def was_not_sent(error: Exception) -> bool:
-    """Return whether a connection error proves that nothing was sent."""
+    """Return whether a connection error of httpx proves that nothing was sent."""
     frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    # The caller's client may be one of httpx-aiohttp, which calls any lost connection a ConnectTimeout.
     if not any(str(frame.f_globals.get("__name__")).startswith("httpx_aiohttp") for frame in frames):
         return True
-    aiohttp = sys.modules["aiohttp"]
-    not_sent = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
-    return isinstance(error.__cause__, not_sent)
+    return _kind_of_aiohttp(error.__cause__) is FailureKind.NOT_SENT
 
 
 def is_pool_timeout(error: Exception) -> bool:
     """Return whether no connection became free in time. aiohttp includes the time to connect."""
     aiohttp = sys.modules.get("aiohttp")
     return _is_instance(error, "PoolTimeout") or (
-        aiohttp is not None and isinstance(error.__cause__, aiohttp.ConnectionTimeoutError)
+        aiohttp is not None
+        and any(isinstance(each, aiohttp.ConnectionTimeoutError) for each in (error, error.__cause__))
     )

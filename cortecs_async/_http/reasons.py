@@ -31,8 +31,9 @@ def connection_problem(error: Exception) -> str:
         if isinstance(cause, OSError) and cause.errno in _BY_ERRNO:
             return _BY_ERRNO[cause.errno]
     names = {type(cause).__name__: cause for cause in causes}
-    if "ProxyError" in names:
-        return f"the proxy rejected the connection: {names['ProxyError']}"
+    for name in ("ProxyError", "ClientHttpProxyError"):
+        if name in names:
+            return f"the proxy rejected the connection: {names[name]}"
     return "timed out while connecting" if "ConnectTimeout" in names else ""
 
 

@@ -1,6 +1,7 @@
 """Send a request once and return data or a failure.
 
-Only this module and connections.py import httpx, so replacing the HTTP library only affects these two.
+Only this module, exchange.py, and connections.py import httpx, so replacing the HTTP library only affects
+these three.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ import math
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from email.message import Message
+from typing import Any, cast
 
 import anyio
 import httpx
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from .._aio.eventloop import in_trio
+from .._aio.eventloop import in_trio, loop_clock
 from .._config import Settings
 from .._errors import ClientClosedError, ConfigurationError
 from .._secrets import Redactor, Secret
 from .._version import __version__
 from .auth import Token
-from .body import ACCEPT_ENCODING, MAX_BODY, BodyError, is_too_deep, read_body
+from .body import ACCEPT_ENCODING, is_too_deep
 from .connections import Connections, HTTPClient, Pool, forget_locals, is_pool_timeout, kind_of
+from .exchange import HttpxExchange, Request, Response, parse_url
 from .limiter import Priority
 from .messages import Call, Failure, FailureKind, Reply, error_reason
 from .reasons import connection_problem
@@ -39,6 +42,7 @@ _MAX_DECODED = 16 << 10
 # Maximum bytes of a JSON error response. In a longer response, the service's error text is not read.
 _MAX_REASON = 64 << 10
 _MAX_REDIRECTS = 3
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CONNECT_TIMEOUT = 10.0
 
 # The share of an attempt's time in which it must get a connection. If this timeout comes before the attempt's
@@ -54,15 +58,6 @@ class _ConnectedError(Exception):
 
 
 @frozen
-class _Received:
-    """A response, and its body or the reason the body is invalid."""
-
-    response: httpx.Response
-    body: bytes | None = field(repr=False)
-    problem: str = ""
-
-
-@frozen
 class _CachedHeaders:
     """The headers for requests with the same token and settings."""
 
@@ -70,6 +65,7 @@ class _CachedHeaders:
     settings: Settings
     is_ours: bool  # sent by our client, not by the caller's, which adds its own headers
     headers: httpx.Headers = field(repr=False)
+    with_body: httpx.Headers = field(repr=False)  # the same with the type of a body
 
 
 class Transport:
@@ -109,7 +105,7 @@ class Transport:
                     kind=FailureKind.NOT_SENT, detail="no connection was free, and the client is closed"
                 )
             try:
-                self._spare = self._spare or Pool(self.connections.new_client(), math.inf)
+                self._spare = self._spare or Pool(self.connections.new_exchange(), math.inf)
             except ConfigurationError as error:
                 return Failure(kind=FailureKind.NOT_SENT, detail=f"no connection was free, and {error}")
             outcome = await self._send_on(self._spare, call, token, attempts, timeout)
@@ -124,19 +120,21 @@ class Transport:
             if event.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
                 raise _ConnectedError
 
-        client = self.connections.checkout().client
-        request = self._build(client, Call(method="GET", path="/instances/"), None, timeout)
+        pool = self.connections.checkout()
+        exchange = cast("HttpxExchange", pool.exchange)  # the reaper, which uses this, has no other
+        call = Call(method="GET", path="/instances/")
+        request = exchange.build(self._build(pool, call, None, timeout))
         request.extensions["trace"] = stop
         with anyio.move_on_after(timeout):
             try:
-                await client.send(request, auth=None)
+                await exchange.client.send(request, auth=None)
             except _ConnectedError:
                 return None
             except Exception as error:
                 kind = kind_of(error)
                 if kind is None:
                     raise
-                return self._failure(kind, client, error)
+                return self._failure(kind, pool, error)
         return Failure(kind=FailureKind.TIMED_OUT, detail=f"no connection within {timeout:g} s")
 
     def check_ready(self) -> None:
@@ -153,7 +151,7 @@ class Transport:
         self._is_closed = True
         try:
             if self._spare is not None:
-                await self._spare.client.aclose()
+                await self._spare.exchange.aclose()
         finally:
             await self.connections.aclose()
 
@@ -163,7 +161,7 @@ class Transport:
         """Send a request with this pool. Return None if an urgent request found no free connection."""
         pool.busy += 1
         try:
-            received = await self._follow(pool.client, call, token, timeout)
+            response = await self._follow(pool, call, token, timeout)
         except anyio.get_cancelled_exc_class() as cancelled:
             self.connections.retire(pool)
             # httpx frames have locals that hold the token and the body.
@@ -174,56 +172,46 @@ class Transport:
             if kind is None:
                 forget_locals(error)
                 raise
-            if is_pool_timeout(error) and self._is_urgent(pool.client, call):
+            if is_pool_timeout(error) and self._is_urgent(pool, call):
                 return None
-            return self._failure(kind, pool.client, error)
+            return self._failure(kind, pool, error)
         finally:
             pool.busy -= 1
-            pool.idle_since = anyio.current_time()
-        return self._interpret(call, received, attempts)
+            pool.idle_since = loop_clock()()
+        return self._interpret(call, response, attempts)
 
-    async def _follow(
-        self, client: httpx.AsyncClient, call: Call, token: Token | None, timeout: float
-    ) -> _Received:
-        received = await _receive(client, self._build(client, call, token, timeout))
+    async def _follow(self, pool: Pool, call: Call, token: Token | None, timeout: float) -> Response:
+        request = self._build(pool, call, token, timeout)
+        response = await pool.exchange.send(request)
         for _ in range(_MAX_REDIRECTS):
-            target = _redirect_target(call.method, received.response)
+            target = _redirect_target(request, response)
             if target is None:
                 break
-            received = await _receive(client, self._build(client, call, token, timeout, url=target))
-        return received
+            request = evolve(request, url=target)
+            response = await pool.exchange.send(request)
+        return response
 
-    def _is_urgent(self, client: httpx.AsyncClient, call: Call) -> bool:
-        return client is self._given and call.priority is not Priority.CALL
+    def _is_ours(self, pool: Pool) -> bool:
+        return self._given is None or pool is self._spare
 
-    def _build(
-        self,
-        client: httpx.AsyncClient,
-        call: Call,
-        token: Token | None,
-        timeout: float,
-        *,
-        url: httpx.URL | None = None,
-    ) -> httpx.Request:
+    def _is_urgent(self, pool: Pool, call: Call) -> bool:
+        return not self._is_ours(pool) and call.priority is not Priority.CALL
+
+    def _build(self, pool: Pool, call: Call, token: Token | None, timeout: float) -> Request:
         to_connect = _CONNECT_SHARE * timeout
-        timeouts = httpx.Timeout(
-            None,
-            connect=min(_CONNECT_TIMEOUT, to_connect),
-            pool=min(_URGENT_POOL_TIMEOUT, to_connect) if self._is_urgent(client, call) else to_connect,
-        )
-        # The caller's own client adds its headers, cookies and parameters. Ours has none, and this is faster.
-        build = client.build_request if client is self._given else httpx.Request
-        return build(
-            call.method,
-            url or self._settings.api_base_url + call.path,
-            params=None if url else call.params,
-            json=_reveal(call.json),
-            headers=self._headers(client, token, call.settings or self._settings),
-            extensions={"timeout": timeouts.as_dict()},
+        url = self._settings.api_base_url + call.path
+        body = None if call.json is None else _encode(call.json)
+        headers = self._headers(token, call.settings or self._settings, is_ours=self._is_ours(pool))
+        return Request(
+            method=call.method,
+            url=str(httpx.URL(url, params=call.params)) if call.params else url,
+            headers=headers.headers if body is None else headers.with_body,
+            body=body,
+            connect_timeout=min(_CONNECT_TIMEOUT, to_connect),
+            pool_timeout=min(_URGENT_POOL_TIMEOUT, to_connect) if self._is_urgent(pool, call) else to_connect,
         )
 
-    def _headers(self, client: httpx.AsyncClient, token: Token | None, settings: Settings) -> httpx.Headers:
-        is_ours = client is not self._given
+    def _headers(self, token: Token | None, settings: Settings, *, is_ours: bool) -> _CachedHeaders:
         cached = self._cached_headers
         if (
             cached is None
@@ -231,7 +219,10 @@ class Transport:
             or cached.settings is not settings
             or cached.is_ours is not is_ours
         ):
-            headers = client.headers.copy() if is_ours else httpx.Headers()
+            headers = httpx.Headers()
+            if is_ours:
+                headers["Host"] = parse_url(self._settings.api_base_url).netloc.decode("ascii")
+                headers["Connection"] = "keep-alive"
             headers.update(settings.headers)
             headers["Accept"] = "application/json"
             headers["Accept-Encoding"] = ACCEPT_ENCODING
@@ -239,44 +230,47 @@ class Transport:
                 headers["User-Agent"] = USER_AGENT
             if token is not None:
                 headers["Authorization"] = f"Bearer {token.value.reveal()}"
-            cached = self._cached_headers = _CachedHeaders(token, settings, is_ours, headers)
-        return cached.headers
+            with_body = headers.copy()
+            with_body["Content-Type"] = "application/json"
+            cached = self._cached_headers = _CachedHeaders(token, settings, is_ours, headers, with_body)
+        return cached
 
-    def _interpret(self, call: Call, received: _Received, attempts: int) -> Reply | Failure:
-        response, body = received.response, received.body
+    def _interpret(self, call: Call, response: Response, attempts: int) -> Reply | Failure:
+        status, body = response.status, response.body
         # Redacted for successful responses too: logs and spans show it, and it may echo the data sent.
         request_id = self._shown(response.headers.get("x-request-id", "")) or None
-        if response.has_redirect_location and response.next_request is None:
-            return Failure(kind=FailureKind.LOST, detail="the Location of a redirect is not a URL")
-        if response.is_redirect:
-            return Failure(
-                kind=FailureKind.REDIRECTED,
-                status=response.status_code,
-                detail=self._shown(response.headers.get("location", "")),
-            )
-        if not response.is_success:
+        if 300 <= status < 400:
+            location = response.headers.get("location")
+            if (
+                status in _REDIRECTS
+                and location is not None
+                and _absolute(location, parse_url(self._settings.api_base_url)) is None
+            ):
+                return Failure(kind=FailureKind.LOST, detail="the Location of a redirect is not a URL")
+            return Failure(kind=FailureKind.REDIRECTED, status=status, detail=self._shown(location or ""))
+        if not 200 <= status < 300:
             return Failure(
                 kind=FailureKind.STATUS,
-                status=response.status_code,
+                status=status,
                 retry_after=parse_retry_after(response.headers, now=datetime.now(UTC)),
-                body=self._excerpt(received),
-                reason=self._reason(body or b"", response.status_code),
+                body=self._excerpt(response),
+                reason=self._reason(body or b"", status),
                 request_id=request_id,
             )
-        data, problem = (None, received.problem) if body is None else _read_json(body)
+        data, problem = (None, response.problem) if body is None else _read_json(body)
         if problem:
             return Failure(
                 kind=FailureKind.UNREADABLE,
                 detail=problem,
-                status=response.status_code,
+                status=status,
                 # A truncated response to the token request may contain part of a token that is not known yet
                 # and so cannot be redacted.
-                body=self._excerpt(received) if call.authenticated else "",
+                body=self._excerpt(response) if call.authenticated else "",
                 request_id=request_id,
             )
         return Reply(
             call=call,
-            status=response.status_code,
+            status=status,
             data=data,
             request_id=request_id,
             attempts=attempts,
@@ -290,11 +284,11 @@ class Transport:
         text = self._redactor.redact(body.decode("utf-8", "surrogateescape"))
         return self._shown(error_reason(text.encode("utf-8", "surrogateescape"), status))
 
-    def _excerpt(self, received: _Received) -> str:
+    def _excerpt(self, response: Response) -> str:
         # Only the beginning: the body may have 16 MiB, and some charsets take minutes to decode that.
-        body = (received.body or b"")[:_MAX_DECODED]
+        body = (response.body or b"")[:_MAX_DECODED]
         try:
-            text = body.decode(received.response.charset_encoding or "utf-8", "replace")
+            text = body.decode(_charset(response) or "utf-8", "replace")
         except (ValueError, TypeError, LookupError, AssertionError):
             # The charset is unknown or, like "hex", does not decode text.
             text = body.decode("latin-1")
@@ -306,30 +300,17 @@ class Transport:
     def _shown(self, text: str) -> str:
         return self._redactor.one_line(text)[:_EXCERPT]
 
-    def _failure(self, kind: FailureKind, client: httpx.AsyncClient, error: Exception) -> Failure:
+    def _failure(self, kind: FailureKind, pool: Pool, error: Exception) -> Failure:
         if kind is not FailureKind.NOT_SENT or is_pool_timeout(error):
             return Failure(kind=kind, detail=self._describe(error))
         problem = self._redactor.one_line(connection_problem(error)) or self._describe(error)
-        if client is not self._given and (proxy := self._settings.proxy) is not None:
+        if self._is_ours(pool) and (proxy := self._settings.proxy) is not None:
             problem += f", through the proxy in {proxy.variable}"
         return Failure(kind=kind, detail=problem, is_unreachable=True)
 
     def _describe(self, error: Exception) -> str:
         name = type(error).__name__
         return self._redactor.one_line(f"{name}: {error}" if str(error) else name)
-
-
-async def _receive(client: httpx.AsyncClient, request: httpx.Request) -> _Received:
-    response = await client.send(request, auth=None, follow_redirects=False, stream=True)
-    try:
-        if response.is_stream_consumed:  # by an event hook of the caller's client
-            return _Received(response, response.content)
-        encoding = response.headers.get("content-encoding", "")
-        return _Received(response, await read_body(response.aiter_raw(), encoding, MAX_BODY))
-    except BodyError as error:
-        return _Received(response, None, str(error))
-    finally:
-        await response.aclose()
 
 
 def _read_json(body: bytes) -> tuple[Any, str]:
@@ -341,10 +322,16 @@ def _read_json(body: bytes) -> tuple[Any, str]:
     return (None, "is nested too deeply") if is_too_deep(body, data) else (data, "")
 
 
-def _reveal(body: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if body is None:
-        return None
-    return {name: value.reveal() if isinstance(value, Secret) else value for name, value in body.items()}
+def _encode(body: Mapping[str, Any]) -> bytes:
+    """Return the body as JSON, with the secrets in it."""
+    revealed = {name: value.reveal() if isinstance(value, Secret) else value for name, value in body.items()}
+    return json.dumps(revealed, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _charset(response: Response) -> str | None:
+    message = Message()
+    message["Content-Type"] = response.headers.get("content-type", "")
+    return message.get_content_charset()
 
 
 def _check_url(url: str) -> None:
@@ -357,17 +344,26 @@ def _check_url(url: str) -> None:
         raise ConfigurationError(f"api_base_url {url!r} is not a URL that httpx can send requests to")
 
 
-def _redirect_target(method: str, response: httpx.Response) -> httpx.URL | None:
+def _absolute(location: str, origin: httpx.URL) -> httpx.URL | None:
+    try:
+        return origin.join(location)
+    except (httpx.InvalidURL, ValueError):  # the second one if its host cannot be encoded
+        return None
+
+
+def _redirect_target(request: Request, response: Response) -> str | None:
     """Return the URL to follow, only if it has the same origin, because the request carries credentials."""
-    if response.next_request is None:
+    location = response.headers.get("location")
+    if location is None or response.status not in (_REDIRECTS if request.method == "GET" else {307, 308}):
         return None
-    if method != "GET" and response.status_code not in {307, 308}:
+    origin = parse_url(request.url)
+    target = _absolute(location, origin)
+    if target is None:
         return None
-    target, origin = response.next_request.url, response.request.url
     # Raw, because decoding the host of a different origin can fail.
     is_same_origin = (target.scheme, target.raw_host, target.port) == (
         origin.scheme,
         origin.raw_host,
         origin.port,
     )
-    return target if is_same_origin and not target.userinfo else None
+    return str(target) if is_same_origin and not target.userinfo else None

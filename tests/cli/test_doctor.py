@@ -64,7 +64,7 @@ def test_versions_and_extras(run_doctor: Callable[..., Result], monkeypatch: pyt
     assert __version__ in output
     assert platform.python_version() in output
     assert "openai openai-1.0" in output
-    assert "aiohttp httpx-aiohttp-1.0" in output
+    assert "aiohttp aiohttp-1.0" in output
     assert "tui textual-1.0" in output
     assert "emulator not installed" in output  # without uvicorn it does not run
 

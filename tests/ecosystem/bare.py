@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 EXTRAS = (
     *("openai", "langchain-openai", "pydantic-ai-slim", "starlette", "uvicorn", "click", "rich", "textual"),
-    *("httpx-aiohttp", "opentelemetry-api", "ray", "distributed", "pytest", "trio"),
+    *("aiohttp", "opentelemetry-api", "ray", "distributed", "pytest", "trio"),
 )
 
 HANDLE = """

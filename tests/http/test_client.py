@@ -873,10 +873,10 @@ class TestOwnPool:
             monkeypatch.setenv(name, "http://proxy.test:3128")
         async with AsyncCortecs(CLIENT_ID, SECRET, api_base_url=url) as client:
             assert (client._settings.proxy is not None) is is_used
-            async with client._wiring.http._transport.connections.new_client() as http:
-                assert not http._trust_env
-                assert isinstance(http._transport, httpx.AsyncHTTPTransport)
-                assert isinstance(http._transport._pool, httpcore.AsyncHTTPProxy) is is_used
+            http = client._wiring.http._transport.connections.pools[0].client
+            assert not http._trust_env
+            assert isinstance(http._transport, httpx.AsyncHTTPTransport)
+            assert isinstance(http._transport._pool, httpcore.AsyncHTTPProxy) is is_used
 
 
 class TestPlainHTTP:

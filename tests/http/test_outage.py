@@ -171,7 +171,7 @@ def test_a_circle_of_causes_ends() -> None:
 @pytest.mark.parametrize("transport", ["httpx", "aiohttp"])
 async def test_a_name_that_does_not_exist(transport: str, anyio_backend_name: str) -> None:
     if transport == "aiohttp":
-        pytest.importorskip("httpx_aiohttp")
+        pytest.importorskip("aiohttp")
         if anyio_backend_name == "trio":
             pytest.skip("aiohttp works on asyncio only")
     url = "https://no-such-host.invalid/api/v1"

@@ -20,6 +20,7 @@ from _world import HARDWARE, MODEL, World, client_of
 from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy, errors
 from cortecs_async._http import connections as _connections
 from cortecs_async._http import transport as _transport
+from cortecs_async._http.exchange import HttpxExchange
 from cortecs_async._http.messages import FailureKind
 from cortecs_async._http.transport import Transport
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
@@ -62,23 +63,23 @@ class TestOwnPools:
     ) -> None:
         """If `task.cancel()` hits httpcore while it closes a response, it keeps the connection for good."""
 
-        async def hang(*_: Any, **__: Any) -> httpx.Response:
+        async def hang(*_: object) -> httpx.Response:
             await anyio.sleep_forever()
             raise AssertionError
 
-        async def answer(*_: Any, **__: Any) -> httpx.Response:
-            return httpx.Response(200, json={"models": []}, request=httpx.Request("GET", API))
+        async def answer(*_: object) -> httpx.Response:
+            return httpx.Response(200, json={"models": []})
 
         client = AsyncCortecs(CLIENT_ID, SECRET, guard="off", journal="off")
         connections = transport_of(client).connections
         (pool,) = connections.pools
         with monkeypatch.context() as patch:
-            patch.setattr(pool.client, "send", hang)
+            patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", hang)
             pool.busy += 1  # another request of the pool, which is not cancelled
             with anyio.move_on_after(1.0):
                 await client.models.list()
         assert connections.pools == []
-        monkeypatch.setattr(httpx.AsyncClient, "send", answer)
+        monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", answer)
         await client.models.list()
         assert pool not in connections.pools
         assert not pool.client.is_closed
@@ -242,10 +243,11 @@ async def test_only_the_callers_own_requests_wait_for_a_free_connection(
                 raise httpx.PoolTimeout("no connection is free", request=request)
             return await emulator.transport().handle_async_request(request)
 
-    def spare(_: object) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=emulator.transport())
+    def spare(_: object) -> HttpxExchange:
+        transport = emulator.transport()
+        return HttpxExchange(httpx.AsyncClient(transport=transport), transport)
 
-    monkeypatch.setattr(_connections.Connections, "new_client", spare)
+    monkeypatch.setattr(_connections.Connections, "new_exchange", spare)
     options = {"guard": "off", "journal": "off", "max_retries": 0}
     async with (
         httpx.AsyncClient(transport=Shared()) as http,
@@ -356,7 +358,7 @@ class TestAiohttp:
 
     @pytest.mark.sockets
     async def test_a_lease_from_start_to_gone(self) -> None:
-        pytest.importorskip("httpx_aiohttp")
+        pytest.importorskip("aiohttp")
         async with served(transport="aiohttp") as (emu, client):
             async with client.instance(MODEL, HARDWARE) as inst:
                 assert inst.instance_id in emu.existing
@@ -365,7 +367,7 @@ class TestAiohttp:
 
     @pytest.mark.sockets
     async def test_a_bad_request_is_a_typed_error(self) -> None:
-        pytest.importorskip("httpx_aiohttp")
+        pytest.importorskip("aiohttp")
         async with served(transport="aiohttp") as (_, client):
             with pytest.raises(errors.APIStatusError):
                 await client.instances.get("instance-77")
@@ -375,8 +377,7 @@ class TestAiohttp:
     async def test_a_start_whose_connection_breaks_is_not_sent_again(
         self, when: Literal["before", "after"]
     ) -> None:
-        # httpx-aiohttp says ConnectTimeout, as if it had never been sent.
-        pytest.importorskip("httpx_aiohttp")
+        pytest.importorskip("aiohttp")
         async with served(transport="aiohttp") as (emu, client):
             emu.add_fault(Fault("drop", route="start", when=when))
             with pytest.raises(errors.TransportError) as caught:
@@ -387,7 +388,7 @@ class TestAiohttp:
 
     @pytest.mark.sockets
     async def test_an_answer_cut_in_its_middle_is_lost_not_refused(self) -> None:
-        pytest.importorskip("httpx_aiohttp")
+        pytest.importorskip("aiohttp")
         async with served(transport="aiohttp") as (emu, client):
             emu.add_fault(Fault("truncate", route="start"))
             with pytest.raises(errors.TransportError) as caught:
@@ -397,7 +398,7 @@ class TestAiohttp:
 
     @pytest.mark.sockets
     async def test_a_lost_start_is_found_and_released(self) -> None:
-        pytest.importorskip("httpx_aiohttp")
+        pytest.importorskip("aiohttp")
         retry = RetryPolicy(adoption_window=0.6)  # a sixth of it, in real time
         async with served(transport="aiohttp", retry_policy=retry) as (emu, client):
             emu.add_fault(Fault("drop", route="start", when="after"))
@@ -408,7 +409,7 @@ class TestAiohttp:
 
     @pytest.mark.sockets
     async def test_a_refused_connection_is_known_not_to_have_been_sent(self) -> None:
-        pytest.importorskip("httpx_aiohttp")
+        pytest.importorskip("aiohttp")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -426,14 +427,14 @@ class TestAiohttp:
                 AsyncCortecs(CLIENT_ID, SECRET, http_client=http, transport="aiohttp")
 
     def test_is_refused_at_once_where_it_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "httpx_aiohttp", None)
+        monkeypatch.setitem(sys.modules, "aiohttp", None)
         with pytest.raises(ConfigurationError, match=r"pip install .*\[aiohttp\]"):
             AsyncCortecs(CLIENT_ID, SECRET, transport="aiohttp")
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
 async def test_aiohttp_on_trio_is_refused_before_anything_is_sent() -> None:
-    pytest.importorskip("httpx_aiohttp")
+    pytest.importorskip("aiohttp")
     async with AsyncCortecs(CLIENT_ID, SECRET, api_base_url=API, transport="aiohttp") as client:
         with pytest.raises(ConfigurationError, match="asyncio"):
             await client.models.list()
