@@ -1,17 +1,20 @@
 """Run one task in a fresh process and print its result as JSON: `python _child.py TASK ARGUMENT...`.
 
-The tasks are `leases SIDE COUNT`, `memory KIND COUNT`, `bare COUNT` and `chat SIDE COUNT CONCURRENCY`. The
-environment variables of the SDK point at the emulator.
+The tasks are `leases SIDE COUNT`, `memory KIND COUNT`, `bare COUNT`, `chat SIDE COUNT CONCURRENCY`, and
+`hold`, which holds a lease until it is killed. The environment variables of the SDK point at the emulator.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import gc
+import importlib
 import itertools
 import json
 import os
+import pkgutil
 import statistics
 import sys
 import tempfile
@@ -44,32 +47,30 @@ class Clocks:
 
 
 def leases(side: str, count: int) -> dict[str, Any]:
-    """Start `count` leases in parallel, release them when all are running, and measure both phases."""
+    """Start `count` leases in parallel, release them when all are running, and return what that costs."""
     return peer_leases(count) if side == PEER else asyncio.run(our_leases(OURS[side], count))
 
 
-def by_phase(clocks: list[Clocks], memory_before: int) -> dict[str, Any]:
-    """Return the cost of a run and of its release phase: times in seconds, memory in kB."""
-    began, running, released, end = clocks
+def cost(before: Clocks, released: Clocks, memory_before: int) -> dict[str, Any]:
+    """Return the cost of a run until now: times in seconds, memory in kB."""
     return {
-        "times": [began.monotonic, running.monotonic, released.monotonic],
-        "elapsed": released.monotonic - began.monotonic,
-        "cpu": end.cpu - began.cpu,
-        "release_elapsed": released.monotonic - running.monotonic,
-        "release_cpu": released.cpu - running.cpu,
+        "began": before.monotonic,
+        "released": released.monotonic,
+        "elapsed": released.monotonic - before.monotonic,
+        "cpu": Clocks().cpu - before.cpu,
         "memory": memory_of(field="VmHWM") - memory_before,
     }
 
 
 async def our_leases(transport: Any, count: int) -> dict[str, Any]:
     """Measure our client with its defaults, which include the reaper and the journal."""
-    # Import everything first: our client imports some modules with its first request.
+    import_everything()
     async with AsyncCortecs(transport=transport) as client:
         assert await client.models.list()
     freeze_memory()
     memory_before = memory_of(field="VmHWM")
-    clocks = [Clocks()]
-    async with AsyncCortecs(transport=transport) as client, asyncio.TaskGroup() as tasks:
+    before = Clocks()
+    async with AsyncCortecs(transport=transport) as client:
         all_running = asyncio.Event()
         entered = 0
 
@@ -81,14 +82,21 @@ async def our_leases(transport: Any, count: int) -> dict[str, Any]:
                     all_running.set()
                 await all_running.wait()
 
-        running = [tasks.create_task(lease()) for _ in range(count)]
-        await all_running.wait()
-        clocks.append(Clocks())
-        await asyncio.gather(*running)
-        clocks.append(Clocks())
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(count):
+                tasks.create_task(lease())
+        released = Clocks()
     # After the client is closed, so that the CPU time of its reaper counts.
-    clocks.append(Clocks())
-    return by_phase(clocks, memory_before)
+    return cost(before, released, memory_before)
+
+
+def import_everything() -> None:
+    """Import all modules that a lease may need, because neither side's imports count."""
+    for package in ("_aio", "_api", "_client", "_http", "_lease", "_recovery"):
+        path = importlib.import_module(f"cortecs_async.{package}").__path__
+        for module in pkgutil.walk_packages(path, f"cortecs_async.{package}."):
+            with contextlib.suppress(ImportError):  # optional dependencies
+                importlib.import_module(module.name)
 
 
 def peer_leases(count: int) -> dict[str, Any]:
@@ -103,14 +111,20 @@ def peer_leases(count: int) -> dict[str, Any]:
 
     freeze_memory()
     memory_before = memory_of(field="VmHWM")
-    clocks = [Clocks()]
+    before = Clocks()
     with concurrent.futures.ThreadPoolExecutor(count) as threads:
         instances = list(threads.map(client.start, [MODEL] * count))
-        clocks.append(Clocks())
         list(threads.map(release, instances))
-        clocks.append(Clocks())
-    clocks.append(Clocks())
-    return by_phase(clocks, memory_before)
+    return cost(before, Clocks(), memory_before)
+
+
+async def hold() -> None:
+    """Hold a lease until this process is killed, and say when it is running and sends no requests."""
+    async with AsyncCortecs() as client, client.instance(MODEL):
+        # Then the first status check is over, and the next one comes ten seconds after it.
+        await asyncio.sleep(3)
+        print("running", flush=True)
+        await asyncio.Event().wait()
 
 
 async def waiting_memory(kind: str, count: int) -> dict[str, Any]:
@@ -299,6 +313,9 @@ def main() -> None:
             result = leases(side, int(count))
         case ["memory", kind, count]:
             result = asyncio.run(waiting_memory(kind, int(count)))
+        case ["hold"]:
+            asyncio.run(hold())
+            raise AssertionError("it was not killed")
         case ["bare", count]:
             result = asyncio.run(bare(int(count)))
         case ["chat", side, count, concurrency]:

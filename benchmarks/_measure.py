@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import gc
 import json
 import os
@@ -10,12 +12,15 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
+
+import cortecs_async
 
 CHILD = Path(__file__).parent / "_child.py"
 
@@ -79,27 +84,70 @@ async def alternate(sides: Mapping[str, Work], *, rounds: int, batch: int, warm_
     return samples
 
 
-def alternate_programs(
-    programs: Mapping[str, str], *, python: str, env: Mapping[str, str], rounds: int
+def alternate_commands(
+    commands: Mapping[str, Sequence[str | Path]], *, env: Mapping[str, str], rounds: int
 ) -> Samples:
-    """Return the CPU seconds of programs in fresh interpreters, by round, after a round that does not count.
+    """Return the CPU seconds of commands, by round, after a round that does not count.
 
     Args:
-        programs: The sources, by name.
-        python: The interpreter.
+        commands: The commands, by name.
         env: The environment variables.
         rounds: The number of rounds that count.
     """
-    samples: Samples = {name: [] for name in programs}
-    names = list(programs)
+    samples: Samples = {name: [] for name in commands}
+    names = list(commands)
     for number in range(rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            before = children_cpu()
-            # -P and another directory, so that Python imports the installed package, not the working tree.
-            subprocess.run([python, "-P", "-c", programs[name]], check=True, env=env, cwd=CHILD.parent)
+            cpu = run_command(commands[name], env=env)[1]
             if number:
-                samples[name].append(children_cpu() - before)
+                samples[name].append(cpu)
     return samples
+
+
+def run_command(command: Sequence[str | Path], *, env: Mapping[str, str]) -> tuple[float, float]:
+    """Run a command whose output goes to pipes, and return its elapsed time and its CPU time, in seconds."""
+    cpu_before, began = children_cpu(), time.perf_counter()
+    output_of(command, env=env)
+    return time.perf_counter() - began, children_cpu() - cpu_before
+
+
+def output_of(command: Sequence[str | Path], *, env: Mapping[str, str]) -> str:
+    """Run a command and return its output.
+
+    Raises:
+        RuntimeError: if the command fails, with its output.
+    """
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command} failed:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+@functools.cache
+def installed(extras: str = "") -> Path:
+    """Install the package in a new environment, and return the folder of its programs.
+
+    httpx imports click, rich and pygments for its command line if they are installed. That would make httpx
+    look more expensive than it is, so an environment has nothing but the package and the given extras.
+    """
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    programs = Path(folder.name) / "bin"
+    output_of([sys.executable, "-m", "venv", folder.name], env=env_without_source())
+    package = f"{source_tree()}{extras}"
+    output_of([programs / "python", "-m", "pip", "install", package], env=env_without_source())
+    return programs
+
+
+def env_without_source() -> dict[str, str]:
+    """Return the environment variables, without the one that makes Python import a source tree."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def source_tree() -> Path:
+    """Return the source tree of the package; this one if the package is installed without its source."""
+    tree = Path(cortecs_async.__file__).parents[1]
+    return tree if (tree / "pyproject.toml").exists() else Path(__file__).parents[1]
 
 
 def children_cpu() -> float:
@@ -120,14 +168,7 @@ def memory_of(pid: int | str = "self", field: str = "VmRSS") -> int:
 
 
 def child(task: str, *arguments: object, env: Mapping[str, str]) -> dict[str, Any]:
-    """Run a task of `_child.py` in a fresh process and return its result.
-
-    Raises:
-        RuntimeError: if the task fails, with its output.
-    """
+    """Run a task of `_child.py` in a fresh process and return its result."""
     command = [sys.executable, str(CHILD), task, *map(str, arguments)]
-    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{task} {arguments} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(output_of(command, env={**os.environ, **env}).splitlines()[-1])
     return result

@@ -20,8 +20,43 @@ RESULTS_JSON = FOLDER / "results.json"
 RESULTS_MD = FOLDER / "results.md"
 DOCS_PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 
-# Ratios of two runs on the same machine may differ by this much.
-TOLERANCE = 0.15
+README = FOLDER.parent / "README.md"
+
+# A figure that was measured only once has no quartiles. In two runs, it may differ by this much.
+_TOLERANCE = 0.15
+
+README_ROWS = {
+    "`cortecs-async --version`, `--help`, `ls --help`, `run --help` / `import click`": [
+        "cli: --version / import click",
+        "cli: --help / import click",
+        "cli: ls --help / import click",
+        "cli: run --help / import click",
+    ],
+    "`cortecs-async ls` / the same with httpx and json": ["cli: ls / by hand with httpx and json"],
+    "import; import, client, and first response / the same with httpx": [
+        "import: import AsyncCortecs / import httpx",
+        "import: first response, ours / bare httpx",
+    ],
+    'a call with `transport="aiohttp"` / aiohttp': ["call: ours, transport aiohttp / bare aiohttp"],
+    "decode 10,000 instances / `cortecs-py`": ["decode: ours / cortecs-py"],
+    "1, 10, 1,000 leases / `cortecs-py`": [
+        f"leases: ours / cortecs-py: CPU, {count}" for count in ("1 lease", "10 leases", "1,000 leases")
+    ],
+    "1,000 leases: time / provisioning and the same requests with httpx": [
+        "leases: ours: elapsed time, 1,000 leases / (provisioning + bare httpx, same requests)",
+    ],
+    "10,000 leases: requests per lease, growth exponent": [
+        "many: requests per lease, 10,000 leases",
+        "many: growth exponent of CPU, 100 to 10,000 leases",
+    ],
+    "one lease over a link of 150 ms: time / `cortecs-py`, polling every second": [
+        "link: elapsed time, ours / cortecs-py, polling every 1 s",
+    ],
+    "seconds from `kill -9` to the reaper's first request": [
+        "killed: seconds from kill -9 to the reaper's first request",
+    ],
+}
+"""The figures of each row in the table of the README."""
 
 # Ours, those of the vendor's client, and those of the emulator.
 _PACKAGES = (
@@ -31,7 +66,8 @@ _PACKAGES = (
 
 _INTRODUCTION = """
 `python benchmarks/run.py --write` (or `nox -s bench -- --write`) measures everything and writes this page.
-`--compare` measures everything again and prints how much each ratio differs.
+`--compare` measures everything again, and prints each figure next to the one that is saved here. `--source`
+measures the package in another source tree.
 
 The sides of a comparison take turns in small batches, in one run. They send their requests over loopback to
 the same emulator, which is a process of its own: the clients run on one processor, the emulator on another.
@@ -60,7 +96,12 @@ class Ratio:
         """The target, and whether it is met; empty without a target."""
         if self.target is None:
             return ""
-        return f"at most {self.target:g}: {'met' if self.value.median <= self.target else '**not met**'}"
+        return f"at most {self.target:g}: {'met' if self.is_met else '**not met**'}"
+
+    @property
+    def is_met(self) -> bool:
+        """Whether there is no target, or it is met."""
+        return self.target is None or self.value.median <= self.target
 
 
 @attrs.frozen
@@ -192,10 +233,7 @@ def report(rows: Sequence[Row], environments: dict[str, str]) -> str:
     """
     common = environments[rows[-1].name]
     with_target = [
-        attrs.evolve(each, label=f"{row.name}: {each.label}")
-        for row in rows
-        for each in row.ratios
-        if each.target is not None
+        attrs.evolve(each, label=label) for label, each in figures_of(rows).items() if each.target is not None
     ]
     parts = ["# Benchmarks", *paragraphs(_INTRODUCTION), common]
     if with_target:
@@ -214,16 +252,42 @@ def save(rows: Sequence[Row], environments: dict[str, str]) -> None:
     RESULTS_MD.write_text(report(rows, environments), encoding="utf-8")
 
 
-def update_docs_table(rows: Iterable[Row]) -> None:
-    """Update the medians in the table of docs/benchmarks.md."""
-    text = DOCS_PAGE.read_text(encoding="utf-8")
-    for row in rows:
-        for each in row.ratios:
-            cell = re.escape(f"| {row.name}: {each.label} | ")
-            text = re.sub(
-                rf"^({cell})[0-9.]+", rf"\g<1>{_number(each.value.median)}", text, flags=re.MULTILINE
-            )
-    DOCS_PAGE.write_text(text, encoding="utf-8")
+def figures_of(rows: Iterable[Row]) -> dict[str, Ratio]:
+    """Return the figures of all rows by their full label."""
+    return {f"{row.name}: {each.label}": each for row in rows for each in row.ratios}
+
+
+def update_pages(rows: Sequence[Row]) -> None:
+    """Update the figures in docs/benchmarks.md and in the README."""
+    for page, update in ((DOCS_PAGE, updated_docs), (README, updated_readme)):
+        page.write_text(update(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
+
+
+def updated_docs(text: str, rows: Sequence[Row]) -> str:
+    """Return docs/benchmarks.md with the medians of these rows."""
+    for label, figure in figures_of(rows).items():
+        cell = re.escape(f"| {label} | ")
+        median = _number(figure.value.median)
+        text = re.sub(rf"^({cell})[^|]+(?= \|)", rf"\g<1>{median}", text, flags=re.MULTILINE)
+    return text
+
+
+def updated_readme(text: str, rows: Sequence[Row]) -> str:
+    """Return the README with the figures of these rows. Those that miss their target are in bold."""
+    figures = figures_of(rows)
+    lines = []
+    for name, labels in README_ROWS.items():
+        measured = [figures[label] for label in labels]
+        cells = [
+            _number(each.value.median) if each.is_met else f"**{_number(each.value.median)}**"
+            for each in measured
+        ]
+        targets = dict.fromkeys(f"{each.target:g}" for each in measured if each.target is not None)
+        lines.append((name, ", ".join(cells), ", ".join(targets)))
+    table = markdown_table(("what is compared", "measured", "target"), lines)
+    return re.sub(
+        r"^\| what is compared \|.*?$(?!\n\|)", lambda _: table, text, flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def load() -> tuple[list[Row], dict[str, str]]:
@@ -239,23 +303,49 @@ def load() -> tuple[list[Row], dict[str, str]]:
     return rows, environments
 
 
-def comparison(before: Iterable[Row], now: Iterable[Row]) -> str:
-    """Return a Markdown table that shows how much each ratio differs from that of an earlier run."""
-    earlier = {(row.name, each.label): each.value.median for row in before for each in row.ratios}
+def has_moved(old: Spread, new: Spread) -> bool:
+    """Return whether two runs differ by more than their spread."""
+    if _number(old.median) == _number(new.median):
+        return False
+    if min(old.rounds, new.rounds) == 1:
+        return abs(new.median / old.median - 1) > _TOLERANCE
+    return not (old.low <= new.median <= old.high or new.low <= old.median <= new.high)
+
+
+def summary(before: Iterable[Row], now: Iterable[Row]) -> str:
+    """Return the missed targets, and all figures next to those of an earlier run, in Markdown."""
+    earlier, figures = figures_of(before), figures_of(now)
+    num_targets = sum(each.target is not None for each in figures.values())
+    missed = [
+        f"- {label}: {_number(each.value.median)} instead of at most {each.target:g}"
+        for label, each in figures.items()
+        if not each.is_met
+    ]
     lines = []
-    differing = 0
-    for row in now:
-        for each in row.ratios:
-            old, new = earlier.get((row.name, each.label)), each.value.median
-            if not old:
-                continue
-            difference = new / old - 1
-            differs = abs(difference) > TOLERANCE
-            differing += differs
-            mark = " **differs**" if differs else ""
-            cells = (f"{row.name}: {each.label}", _number(old), _number(new), f"{difference:+.1%}{mark}")
-            lines.append(cells)
-    heading = (
-        f"{differing} of {len(lines)} ratios differ from the saved results by more than {TOLERANCE:.0%}."
+    num_moved = 0
+    for label, figure in figures.items():
+        new, old = figure.value, earlier[label].value if label in earlier else None
+        change = ""
+        if old is not None and old.median:
+            change = f"{new.median / old.median - 1:+.0%}"
+            if has_moved(old, new):
+                change += ", **cheaper**" if new.median < old.median else ", **more expensive**"
+                num_moved += 1
+        target = (
+            "" if figure.target is None else f"{figure.target:g}" + ("" if figure.is_met else ", **missed**")
+        )
+        lines.append((label, target, _with_quartiles(new), _with_quartiles(old) if old else "", change))
+    of_targets = f"{len(missed)} of {num_targets} targets missed{':' if missed else '.'}"
+    of_moves = (
+        f"{num_moved} of {len(lines)} figures moved by more than their spread: the median of each run is "
+        f"outside the quartiles of the other or, with a single round, differs by more than {_TOLERANCE:.0%}."
     )
-    return f"{heading}\n\n{markdown_table(('figure', 'saved', 'now', 'difference'), lines)}"
+    table = markdown_table(("figure", "target", "now", "saved", "change"), lines)
+    return "\n\n".join(["\n".join([of_targets, *missed]), of_moves, table])
+
+
+def _with_quartiles(value: Spread) -> str:
+    """Return a median with its quartiles in parentheses."""
+    if value.rounds == 1:
+        return _number(value.median)
+    return f"{_number(value.median)} ({_number(value.low)} to {_number(value.high)})"

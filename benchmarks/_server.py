@@ -19,9 +19,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, ClassVar, Self
+
+from _link import Link
 
 from cortecs_async.emulator import Emulator, serve_emulator
 
@@ -41,8 +43,8 @@ class Server:
         is_light: Whether the endpoints of the instances are a server that always gives the same answer, and
             takes little CPU time, instead of the emulator.
         spread: With `is_light`: the time to answer varies at random, by up to this share.
-        faults: With `is_light`: the kinds of faults, each with its share of the answers. A kind is a status,
-            "cut" (the connection ends within the answer) or "html" (status 200, but no answer).
+        faults: With `is_light`: statuses of faults, each with its share of the answers.
+        round_trip: Seconds for a round trip to the API, as for a server that is far away.
 
     Attributes:
         env: The environment variables that point a client at the emulator, with a new state directory.
@@ -56,10 +58,11 @@ class Server:
         is_light: bool = False,
         spread: float = 0.0,
         faults: Mapping[str, float] | None = None,
+        round_trip: float = 0.0,
     ) -> None:
         self.ready_after = ready_after
         light = {"spread": spread, "faults": dict(faults or {})} if is_light else None
-        self._options = {"answer_seconds": answer_seconds, "light": light}
+        self._options = {"answer_seconds": answer_seconds, "light": light, "round_trip": round_trip}
         self.env: dict[str, str] = {}
         self._process: subprocess.Popen[str] | None = None
         self._states = tempfile.TemporaryDirectory()
@@ -101,6 +104,11 @@ class Server:
         """Return the number of requests per route between two times of `time.monotonic` (of any process)."""
         counts: dict[str, int] = self._query("counts", since=since, until=until)
         return counts
+
+    def first_request(self, since: float) -> float | None:
+        """Return the time of the first request since a time of `time.monotonic`, if there was one."""
+        first: float | None = self._query("first_request", since=since)
+        return first
 
     def chat_span(self) -> tuple[int, float]:
         """Return the number of chat requests since the last call, and the seconds from first to last."""
@@ -191,22 +199,12 @@ class _LightEndpoint(asyncio.Protocol):
     def _answer(self) -> None:
         assert self._transport is not None
         position = self._rng.random()
-        for kind, share in self.faults.items():
+        for status, share in self.faults.items():
             position -= share
             if position < 0:
-                self._fail(kind)
+                self._transport.write(_response(f"{status} Fault", b'{"error":{"message":"fault"}}'))
                 return
         self._transport.write(self._ANSWER)
-
-    def _fail(self, kind: str) -> None:
-        assert self._transport is not None
-        if kind == "cut":
-            self._transport.write(self._ANSWER[:-100])
-            self._transport.close()
-        elif kind == "html":
-            self._transport.write(_response("200 OK", b"<html>"))
-        else:
-            self._transport.write(_response(f"{kind} Fault", b'{"error":{"message":"fault"}}'))
 
 
 def _serve_light(answer_seconds: float, spread: float, faults: dict[str, float]) -> str:
@@ -214,10 +212,17 @@ def _serve_light(answer_seconds: float, spread: float, faults: dict[str, float])
     _LightEndpoint.answer_seconds = answer_seconds
     _LightEndpoint.spread = spread
     _LightEndpoint.faults = faults
+    return _serve_in_thread(
+        lambda: asyncio.get_running_loop().create_server(_LightEndpoint, "127.0.0.1", 0, backlog=2048)
+    )
+
+
+def _serve_in_thread(listen: Callable[[], Awaitable[asyncio.Server]]) -> str:
+    """Run a server in a thread, and return its URL."""
     ready: queue.Queue[int] = queue.Queue()
 
     async def serve() -> None:
-        server = await asyncio.get_running_loop().create_server(_LightEndpoint, "127.0.0.1", 0, backlog=2048)
+        server = await listen()
         ready.put(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
@@ -228,9 +233,13 @@ def _serve_light(answer_seconds: float, spread: float, faults: dict[str, float])
 class _Queries:
     """Answers the queries of a `Server`."""
 
-    def __init__(self, emulator: Emulator) -> None:
+    def __init__(self, emulator: Emulator, round_trip: float) -> None:
         self._emulator = emulator
         self._env = emulator.env()
+        if round_trip:
+            link = Link(int(emulator.root_url.rpartition(":")[2]), round_trip)
+            url = _serve_in_thread(lambda: asyncio.start_server(link, "127.0.0.1", 0))
+            self._env["CORTECS_API_BASE_URL"] = emulator.api_base_url.replace(emulator.root_url, url)
         self._num_seen = 0
 
     def env(self) -> dict[str, str]:
@@ -243,6 +252,9 @@ class _Queries:
         requests = (each for each in self._emulator.requests if since <= each.at <= until)
         return dict(collections.Counter(each.route or each.path for each in requests))
 
+    def first_request(self, since: float) -> float | None:
+        return next((each.at for each in self._emulator.requests if each.at > since), None)
+
     def chat_span(self) -> tuple[int, float]:
         requests = self._emulator.requests
         times = [each.at for each in requests[self._num_seen :] if each.route == "chat"]
@@ -252,9 +264,9 @@ class _Queries:
         return len(times), times[-1] - times[0]
 
 
-async def _serve(*, light: dict[str, Any] | None, **options: float) -> None:
+async def _serve(*, light: dict[str, Any] | None, round_trip: float, **options: Any) -> None:
     async with serve_emulator(num_steps=_NUM_STEPS, balance=1e9, **options) as emulator:
-        queries = _Queries(emulator)
+        queries = _Queries(emulator, round_trip)
         if light is not None:
             # Only new instances use this URL. That of the API does not change.
             emulator.root_url = _serve_light(options["answer_seconds"], **light)

@@ -1,1 +1,1 @@
-"""The benchmarks: each module has a function `rows` that runs one and returns its results."""
+"""The benchmarks: each module has a function `row` that runs it and returns its results."""

@@ -114,7 +114,7 @@ async def measured() -> tuple[dict[str, dict[str, list[Sample]]], float]:
     return by_curve, round(worst, 6)
 
 
-def rows() -> list[Row]:
+def row() -> Row:
     """Measure the detection lag and the polls for several durations and patterns of a start."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         by_curve, worst = runner.run(measured())
@@ -130,7 +130,7 @@ def rows() -> list[Row]:
             figures[side].append([lag, max(lags), polls])
             lines.append((curve, side, f"{lag:.2f}", f"{max(lags):.2f}", f"{polls:.1f}"))
         ratios.append(ratio(f"{curve}: lag of ours / polling {FIXED}", [means["ours"] / means[FIXED]]))
-    row = Row(
+    return Row(
         name="lag",
         title="Detection lag",
         text=f"""
@@ -149,4 +149,3 @@ def rows() -> list[Row]:
         figures={"curves": list(by_curve), "sides": figures},
         plots=["lag.svg"],
     )
-    return [row]
