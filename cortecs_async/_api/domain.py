@@ -3,8 +3,8 @@
 The fields follow the published API reference (docs.cortecs.ai, section API).
 
 To add a field, for example to `Instance`, add it here with its name in the JSON, an annotation and a default.
-`wire.py` then parses it; without a default, a response that does not contain the field is rejected. Then add
-it to the emulator's responses and to the payloads in `tests/api/test_wire.py`.
+`decoders.py` then parses it; without a default, a response that does not contain the field is rejected. Then
+add it to the emulator's responses and to the payloads in `tests/api/test_wire.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from attrs import frozen
 
 from .._display import Row, Share, duration_text, joined
 from .._hints import hinted
+from .model_ids import to_hf_name
 
 # Tokens: the context length if the start request does not set one and the model does not allow less
 # (documented).
@@ -23,17 +24,6 @@ DEFAULT_CONTEXT_LENGTH = 32_000
 
 
 _PROBING = "waiting for the endpoint to answer"
-
-
-def to_model_id(name: str) -> str:
-    """Return the service's spelling of a model: `a--b` for the Hugging Face name `a/b`."""
-    return name.replace("/", "--")
-
-
-def to_hf_name(model_id: str) -> str:
-    """Return the Hugging Face spelling of a model, `a/b`, which the inference endpoint uses."""
-    # A Hugging Face name has one slash and no "--", so the first "--" stands for the slash.
-    return model_id.replace("--", "/", 1)
 
 
 @frozen(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Container
 
 import anyio
@@ -19,8 +20,9 @@ VISIBILITY_FACTOR = 6
 class ExpectedInstances:
     """The instances a client recently started or restarted."""
 
-    # By id: until when readings may be outdated, the instance, and whether it was stopped before.
-    _expected: dict[str, tuple[float, Instance, bool]] = field(factory=dict)
+    # By id, the oldest first: until when readings may be outdated, the instance, and whether it was stopped
+    # before.
+    _expected: OrderedDict[str, tuple[float, Instance, bool]] = field(factory=OrderedDict)
     # The ones that a reading has shown to be active.
     _seen: set[str] = field(factory=set)
 
@@ -29,15 +31,21 @@ class ExpectedInstances:
 
         Until `until`, in seconds of `anyio.current_time`, readings may be older than the start request.
         """
-        now = anyio.current_time()
-        self._expected = {key: value for key, value in self._expected.items() if value[0] > now}
+        self.discard(instance.instance_id)  # so that it moves to the end
         self._expected[instance.instance_id] = (until, instance, was_stopped)
-        self._seen = (self._seen & self._expected.keys()) - {instance.instance_id}
+        # Only the first ones, not all: thousands may be expected at the same time.
+        now = anyio.current_time()
+        while self._expected:
+            oldest, (visible_at, _, _) = next(iter(self._expected.items()))
+            if visible_at > now:
+                break
+            self.discard(oldest)
 
     def discard(self, *instance_ids: str) -> None:
         """Record that instances were stopped or deleted, which readings may show from now on."""
         for instance_id in instance_ids:
             self._expected.pop(instance_id, None)
+            self._seen.discard(instance_id)
 
     def note_active(self, instance_id: str) -> None:
         """Record that a reading has shown an instance to be active."""

@@ -29,7 +29,7 @@ from attrs import astuple, define, evolve, field, frozen
 
 from .catalog import Model
 from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs
-from .listing import RecentLists
+from .recent_lists import RecentLists
 
 # Seconds after a start request within which its instance may appear. An instance that appears later more
 # likely belongs to another user's identical request.

@@ -146,8 +146,9 @@ class Poller:
     def __init__(self, source: Source, policy: PollPolicy) -> None:
         self._source = source
         self._policy = policy
-        # In order of arrival, so that finding the next leader takes constant time.
         self._waiters: dict[Subscription, None] = {}
+        # The ones without news or an error, in order of arrival: the next leader is found without a search.
+        self._candidates: dict[Subscription, None] = {}
         self._has_leader = False
         self._next_poll = math.inf
         self._rescheduled = Broadcast()
@@ -221,12 +222,14 @@ class Poller:
                 if subscription.is_news:
                     subscription.is_news = False
                     return subscription.reading
+                self._candidates[subscription] = None
                 if self._has_leader:
                     await subscription.changed.wait()
                 else:
                     await self._lead()
         finally:
             del self._waiters[subscription]
+            self._candidates.pop(subscription, None)
             if not self._waiters:
                 self._reset_backoff()
             # This task may have been cancelled just before it would have become the leader.
@@ -240,15 +243,12 @@ class Poller:
             await self._poll()
         finally:
             self._has_leader = False
-            self._wake_next_leader()
+            idle = (each for each in self._waiters if not each.is_news and each.error is None)
+            self._candidates = dict.fromkeys(idle)
 
     def _wake_next_leader(self) -> None:
-        if self._has_leader:
-            return
-        for subscription in self._waiters:
-            if not subscription.is_news and subscription.error is None:
-                subscription.changed.notify()
-                return
+        if self._candidates and not self._has_leader:
+            next(iter(self._candidates)).changed.notify()
 
     async def _wait_until_due(self) -> None:
         self._next_poll = max(min(each.due for each in self._waiters), self._paused_until)

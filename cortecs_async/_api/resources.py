@@ -1,8 +1,8 @@
 """`client.models`, `client.hardware_types`, and `client.user`: the read-only endpoints.
 
 To add an endpoint, describe its response in `catalog.py` or `domain.py`, add a `decode_...` function to
-`wire.py`, and add a method here or in `instances.py` that sends the request. Then add the route to the
-emulator.
+`catalog_wire.py` or `wire.py`, and add a method here or in `instances.py` that sends the request. Then add
+the route to the emulator.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .._http.limiter import Priority
 from .._http.messages import Call, Reply
 from .._logging import Event, log
 from .catalog import Balance, HardwareType, Model, ModelPreview
+from .catalog_wire import decode_balance, decode_hardware_types, decode_model, decode_models
 from .listing import Listing, read_date
 from .validation import check_model_id
-from .wire import decode_balance, decode_hardware_types, decode_model, decode_models
 
 Send = Callable[[Call], Awaitable[Reply]]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from attrs import evolve
@@ -25,12 +25,14 @@ from .._errors import (
 from .._hints import did_you_mean
 from .._http.messages import START_PATH, Call, Reply
 from .catalog import Model
-from .domain import Instance, to_hf_name, to_model_id
-from .expected import ExpectedInstances
 from .listing import Listing, existing_ids
+from .model_ids import to_hf_name, to_model_id
 from .resources import HardwareTypes, ListReader, Models, Send
 from .validation import ROUTES
-from .wire import decode_instances
+
+if TYPE_CHECKING:
+    from .domain import Instance
+    from .expected import ExpectedInstances
 
 # Seconds for the lists. An error must not be delayed long to improve its message.
 _TIMEOUT = 3.0
@@ -113,6 +115,8 @@ class UnknownNames:
             return await send(evolve(call, retried=False))
 
         async def list_instances() -> Listing[Instance]:
+            from .wire import decode_instances  # noqa: PLC0415  (the instances are slow to import)
+
             reply = await send_once(Call(method="GET", path="/instances/"))
             return reader.read(reply, decode_instances)
 

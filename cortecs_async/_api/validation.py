@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from .._errors import InvalidArgumentError
+from .model_ids import to_model_id
 
 if TYPE_CHECKING:
     from .domain import InstanceArgs
@@ -58,8 +59,6 @@ def check_model_id(model_id: str) -> str:
     _check_text("model_id", model_id)
     for part in model_id.split("/", 1):
         _check_segment("model_id", part, typed=model_id)
-    from .domain import to_model_id  # noqa: PLC0415  (slow to import, and not needed until here)
-
     return to_model_id(model_id)
 
 
@@ -104,7 +103,7 @@ def check_start(
     if billing_interval not in get_args(BillingInterval):
         choices = ", ".join(get_args(BillingInterval))
         raise InvalidArgumentError(f"billing_interval must be one of {choices}, not {billing_interval!r}")
-    from .domain import InstanceArgs  # noqa: PLC0415
+    from .domain import InstanceArgs  # noqa: PLC0415  (slow to import, and not needed until here)
 
     return InstanceArgs(
         model_id=check_model_id(model_id),

@@ -20,7 +20,7 @@ import anyio
 from anyio.abc import SocketListener
 
 from .._aio.eventloop import BoottimeEventLoop
-from .._api.domain import to_hf_name
+from .._api.model_ids import to_hf_name
 from .._api.waiting import ProgressCallback
 from .._config import PollPolicy, RetryPolicy
 from .._lease.lease import InstanceLease

@@ -14,8 +14,8 @@ from attrs import define, field
 from .._aio.clock import suspended
 from .._aio.tasks import DetachedTask
 from .._api.domain import Instance, InstanceArgs
-from .._api.listing import RecentLists
 from .._api.matching import Claims, UnresolvedStart
+from .._api.recent_lists import RecentLists
 from .._api.wire import decode_started
 from .._config import RetryPolicy
 from .._errors import DecodeError

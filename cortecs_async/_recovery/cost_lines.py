@@ -19,7 +19,7 @@ from typing import Any, Literal
 from attrs import evolve, frozen
 
 from .._api.billing import cost_of, intervals_begun
-from .._api.domain import to_hf_name
+from .._api.model_ids import to_hf_name
 from .._display import Row, joined, money_text, time_text
 from .promise import Promise
 from .records import Record

@@ -17,7 +17,7 @@ from .._aio.eventloop import WallClock, current_time
 from .._aio.synchronization import Backoff
 from .._api.domain import Instance
 from .._api.instances import Instances
-from .._api.listing import Listing, RecentLists
+from .._api.listing import Listing
 from .._api.matching import (
     LATE_WINDOW,
     Ambiguous,
@@ -28,6 +28,7 @@ from .._api.matching import (
     agreed,
 )
 from .._api.polling import ABSENCE_SPAN
+from .._api.recent_lists import RecentLists
 from .._errors import RateLimitError
 from .claims import ForeignClaims, unresolved_start_of
 from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of

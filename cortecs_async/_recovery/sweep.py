@@ -20,10 +20,11 @@ from typing import Literal
 import anyio
 from attrs import frozen
 
-from .._api.domain import Instance, to_hf_name
+from .._api.domain import Instance
 from .._api.instances import Instances
 from .._api.listing import Listing, existing_ids
 from .._api.matching import LATE_WINDOW, Contested
+from .._api.model_ids import to_hf_name
 from .._display import Row, joined, time_text
 from .._errors import JournalError, RequestTimeoutError
 from .._logging import Event, log

@@ -14,7 +14,8 @@ import pytest
 from _scripted import Answer, Service, instance
 
 from cortecs_async import AsyncCortecs
-from cortecs_async._api.listing import RecentLists, read_date
+from cortecs_async._api.listing import read_date
+from cortecs_async._api.recent_lists import RecentLists
 from cortecs_async._api.wire import decode_instances
 from cortecs_async._errors import CortecsError, DecodeError, NotFoundError
 from cortecs_async.types import HardwareType, Listing, UnreadableEntry

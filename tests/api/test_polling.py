@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -236,6 +236,27 @@ async def test_a_single_instance_is_requested_by_id() -> None:
     source.states["a"] = switch(anyio.current_time() + 3, "pending", "running")
     await until(Poller(source, PollPolicy()), "a", "running")
     assert {what for _, what in source.asked} == {"a"}
+
+
+async def test_a_wait_that_ends_does_not_look_at_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+
+    class Counted(dict[Any, None]):
+        def __iter__(self) -> Iterator[Any]:
+            nonlocal looked
+            for each in super().__iter__():
+                looked += 1
+                yield each
+
+    source = Script()
+    poller = Poller(source, PollPolicy())
+    monkeypatch.setattr(poller, "_waiters", Counted())
+    start = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        for number in range(400):
+            source.states[f"i{number}"] = switch(start + 10, "pending", "running")
+            tasks.start_soon(until, poller, f"i{number}", "running")
+    assert looked <= 5 * 400 * len(source.asked)
 
 
 async def test_ten_waits_for_one_instance_send_no_more_than_one() -> None:

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cortecs_async import InvalidArgumentError
-from cortecs_async._api.domain import InstanceArgs, to_hf_name, to_model_id
+from cortecs_async._api.domain import InstanceArgs
+from cortecs_async._api.model_ids import to_hf_name, to_model_id
 from cortecs_async._api.validation import (
     check_body_id,
     check_hardware,

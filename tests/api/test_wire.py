@@ -16,6 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortecs_async._api.catalog import Balance, HardwareConfig, HardwareType, ModelPreview
+from cortecs_async._api.catalog_wire import (
+    decode_balance,
+    decode_hardware_types,
+    decode_model,
+    decode_models,
+)
 from cortecs_async._api.domain import (
     AffectedInstances,
     InitProgress,
@@ -28,12 +34,8 @@ from cortecs_async._api.domain import (
 from cortecs_async._api.listing import Listing, UnreadableEntry, existing_ids
 from cortecs_async._api.wire import (
     decode_affected,
-    decode_balance,
-    decode_hardware_types,
     decode_instance,
     decode_instances,
-    decode_model,
-    decode_models,
     decode_started,
     encode_start,
 )
