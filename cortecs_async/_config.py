@@ -37,7 +37,6 @@ class URLObject(Protocol):
     def scheme(self) -> str: ...
 
 
-MAX_CONNECTIONS = 100
 DEFAULT_API_BASE_URL = "https://cortecs.ai/api/v1"
 
 
@@ -180,7 +179,7 @@ class Settings:
     retry: RetryPolicy
     poll: PollPolicy
     headers: Mapping[str, str] = field(repr=False)
-    max_connections: int = field(default=MAX_CONNECTIONS, validator=_whole(1))
+    max_connections: int = field(default=100, validator=_whole(1))
     transport: TransportName = field(default="httpx", validator=_known_transport)
     tag_starts: bool = field(default=False, validator=_is_bool)
     environment: Environment = field(factory=Environment, repr=False)

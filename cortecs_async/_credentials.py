@@ -6,11 +6,11 @@ import os
 import re
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import field, frozen
 
 from ._errors import ConfigurationError, MissingCredentialsError
-from ._profiles import Profile, load_profile
 from ._secrets import (
     INFERENCE_KEY_VARIABLES,
     CredentialProvider,
@@ -22,6 +22,9 @@ from ._secrets import (
     remember_inference_key,
     to_secret,
 )
+
+if TYPE_CHECKING:
+    from ._profiles import Profile
 
 _ID, _SECRET = "CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET"
 _WORDS = {"client_id": "client id", "client_secret": "client secret"}
@@ -36,8 +39,7 @@ _PLACEHOLDER = re.compile(
 )
 
 
-@frozen
-class FoundKey:
+class FoundKey(NamedTuple):
     """An inference API key and its origin.
 
     Attributes:
@@ -284,6 +286,8 @@ def resolve_sources(
     found = None
     is_needed = bool(_variable("CORTECS_PROFILE")) if anonymous else True
     if profile or (is_needed and not (is_given or any(variables.values()))):
+        from ._profiles import load_profile  # noqa: PLC0415  (slow, and not needed if there are variables)
+
         found = load_profile(profile)
     if found is not None:
         credentials = Credentials(client_id=found.client_id, client_secret=found.client_secret)

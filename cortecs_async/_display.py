@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -27,6 +26,8 @@ def html_table(rows: Iterable[Mapping[str, object]]) -> str:
     cells = list(rows)
     if not cells:
         return "<p>none</p>"
+    import html  # noqa: PLC0415  (slow to import)
+
     head = "".join(f"<th>{html.escape(title)}</th>" for title in cells[0])
     body = "".join(f"<tr>{''.join(map(_cell, row.values()))}</tr>" for row in cells)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -39,6 +40,8 @@ class Share(float):
 
 
 def _cell(value: object) -> str:
+    import html  # noqa: PLC0415
+
     if isinstance(value, Share):
         return f'<td><progress value="{value:.3f}" max="1"></progress></td>'
     shown = "" if value is None else f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else value

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import importlib.util
 import os
 import re
 import stat
@@ -17,10 +16,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import SplitResult, urlsplit
-
-from attrs import field, frozen
 
 from ._errors import ConfigurationError
 from ._secrets import Secret
@@ -43,8 +41,7 @@ _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 _HOST_NAME = re.compile(r"[\w.*-]+")
 
 
-@frozen
-class Proxy:
+class Proxy(NamedTuple):
     """A proxy.
 
     Attributes:
@@ -61,8 +58,7 @@ class Proxy:
         return self.url.reveal().partition("://")[0].lower()
 
 
-@frozen(kw_only=True)
-class Environment:
+class Environment(NamedTuple):
     """The proxy and certificate settings from the environment. Without arguments, it has no settings.
 
     Attributes:
@@ -72,7 +68,7 @@ class Environment:
         capath: Absolute paths of SSL_CERT_DIR, separated by colons, or None if it is not set.
     """
 
-    proxies: Mapping[str, Proxy] = field(factory=dict)
+    proxies: Mapping[str, Proxy] = MappingProxyType({})
     no_proxy: tuple[str, ...] = ()
     cafile: str | None = None
     capath: str | None = None
@@ -221,9 +217,15 @@ def _proxy_problem(proxy: Proxy) -> str | None:
         return (
             f"{proxy.variable} is not a valid URL. Check its host and port, as in http://proxy.example:3128."
         )
-    if proxy.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+    if proxy.scheme.startswith("socks") and not _has_socksio():
         return f"{proxy.variable} is set to a SOCKS proxy, which needs socksio: pip install 'httpx[socks]'"
     return None
+
+
+def _has_socksio() -> bool:
+    import importlib.util  # noqa: PLC0415  (slow, and few proxies are of this kind)
+
+    return importlib.util.find_spec("socksio") is not None
 
 
 def split_url(url: str) -> SplitResult | None:

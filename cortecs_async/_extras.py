@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ def install_command(extras: str) -> str:
     If the package was installed from a checkout or another source, that source is installed again with the
     extras. Only a package that came from an index is certain to be on one.
     """
+    import shlex  # noqa: PLC0415  (only for an error)
+
     wanted, is_editable = _requirement(extras)
     # The Windows command prompt does not support single quotes.
     quoted = f'"{wanted}"' if sys.platform == "win32" else shlex.quote(wanted)

@@ -6,9 +6,7 @@ and `inspect.signature` show only existing names.
 
 from __future__ import annotations
 
-import difflib
 import functools
-import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -16,6 +14,9 @@ from typing import Any, TypeVar
 from ._hint_tables import ARGUMENTS, ATTRIBUTES, ELSEWHERE, METHODS, MISUSES, Hints
 
 C = TypeVar("C", bound=type[Any])
+
+# `inspect.CO_COROUTINE`: the module is slow to import.
+_CO_COROUTINE = 0x80
 
 
 def find_hint(hints: Hints, name: str) -> str | None:
@@ -36,6 +37,8 @@ def explain_argument(
         hint = f"use {elsewhere}(..., {argument[1]}=...)"
     if hint:
         return f": {hint}"
+    import difflib  # noqa: PLC0415  (only for an error)
+
     close = difflib.get_close_matches(name, known, n=1)
     return f". {did_you_mean(close)}" if close else ""
 
@@ -132,7 +135,7 @@ def _hint_constructor(cls: type[Any], hints: Hints) -> Any:
 
 
 def _hint_arguments(function: Callable[..., Any], hints: Hints) -> Callable[..., Any]:
-    if inspect.iscoroutinefunction(function):
+    if function.__code__.co_flags & _CO_COROUTINE:
 
         @functools.wraps(function)
         async def call_async(*args: Any, **kwargs: Any) -> Any:

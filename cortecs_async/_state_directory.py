@@ -66,6 +66,20 @@ def state_directory(given: str | os.PathLike[str] | None) -> Path:
         return Path(path)
 
 
+def journal_directory(state_dir: Path) -> Path:
+    """Return the directory of the journals in a state directory."""
+    return state_dir / "journal"
+
+
+def has_files(folder: Path) -> bool:
+    """Return whether a directory exists and contains any files. Blocks."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(entries)
+    except OSError:  # as for `StateFolder`, from which nothing can be read then
+        return False
+
+
 class StateFolder:
     """A subdirectory of the state directory, or another directory owned by this user. Open it with `with`.
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from ._batch.report import BatchProgress as BatchProgress
     from ._batch.report import BatchReport as BatchReport
     from ._batch.sender import BatchTransport as BatchTransport
+    from ._client.calls import Calls as Calls
+    from ._client.calls import Response as Response
     from ._client.costs import CostGroup as CostGroup
     from ._client.costs import CostReport as CostReport
     from ._client.costs import CostRow as CostRow
     from ._client.diagnosis import Finding as Finding
-    from ._client.with_options import Calls as Calls
-    from ._client.with_options import Response as Response
     from ._config import ProtectionMode as ProtectionMode
     from ._config import TransportName as TransportName
     from ._durations import Duration as Duration

@@ -1391,14 +1391,14 @@ MUTANTS = [
     Mutant(
         "does not await the release in a generator that is closed",
         "_aio/closing.py",
-        "return traceback is not None and bool(traceback.tb_frame.f_code.co_flags & inspect.CO_COROUTINE)",
+        "return traceback is not None and bool(traceback.tb_frame.f_code.co_flags & _CO_COROUTINE)",
         "return True",
         "lease/test_unawaited.py::test_a_generator_that_is_closed_releases_in_order",
     ),
     Mutant(
         "awaits the release in a coroutine that is closed",
         "_aio/closing.py",
-        "return traceback is not None and bool(traceback.tb_frame.f_code.co_flags & inspect.CO_COROUTINE)",
+        "return traceback is not None and bool(traceback.tb_frame.f_code.co_flags & _CO_COROUTINE)",
         "return False",
         "lease/test_unawaited.py::test_a_lease_that_cannot_be_awaited_is_released_in_the_background",
     ),
@@ -2185,14 +2185,14 @@ MUTANTS = [
     ),
     Mutant(
         "lets client.request start an instance",
-        "_client/with_options.py",
+        "_client/calls.py",
         'if path.strip("/").casefold() == "instances/start":',
         "if False:",
         "client/test_with_options.py::TestRequest::test_bad_arguments",
     ),
     Mutant(
         "accepts a path with a segment of dots",
-        "_client/with_options.py",
+        "_client/calls.py",
         "(/(?!\\.+(/|$))[A-Za-z0-9._~:-]+)+/?",
         "(/[A-Za-z0-9._~:-]+)+/?",
         "client/test_with_options.py::TestRequest::test_bad_arguments",

@@ -94,7 +94,7 @@ def test_the_import_needs_nothing_optional(module: str) -> None:
 
 @pytest.mark.sockets
 def test_what_a_client_is_made_of_is_loaded_with_the_first_client() -> None:
-    heavy = {"httpx", "asyncio", "anyio", "typing_extensions", "cortecs_async._lease.lease"}
+    heavy = {"httpx", "asyncio", "anyio", "typing_extensions"}
     imported, _ = run("from cortecs_async import AsyncCortecs, RetryPolicy, CortecsError", [])
     assert heavy.isdisjoint(imported)
     assert "cattrs" not in imported

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
+# `inspect.CO_COROUTINE`: the module is slow to import.
+_CO_COROUTINE = 0x80
 
 
 def is_closed_coroutine(error: BaseException | None) -> bool:
@@ -20,4 +21,4 @@ def is_closed_coroutine(error: BaseException | None) -> bool:
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    return traceback is not None and bool(traceback.tb_frame.f_code.co_flags & inspect.CO_COROUTINE)
+    return traceback is not None and bool(traceback.tb_frame.f_code.co_flags & _CO_COROUTINE)

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Generic, TypeVar
 
 import anyio
-from attrs import define, field
 
 from .._errors import CortecsError
 from .eventloop import loop_runner
@@ -17,14 +16,14 @@ from .eventloop import loop_runner
 T = TypeVar("T")
 
 
-@define(eq=False)
 class _Flight(Generic[T]):
     """A call in progress and its outcome: a result, an error, or neither if it was cancelled."""
 
-    began: float
-    done: anyio.Event = field(factory=anyio.Event)
-    results: list[T] = field(factory=list)
-    error: Exception | None = None
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.done = anyio.Event()
+        self.results: list[T] = []
+        self.error: Exception | None = None
 
 
 class SingleFlight(Generic[T]):
@@ -139,13 +138,13 @@ class Mutex:
         self._released.notify()
 
 
-@define(eq=False)
 class Backoff:
     """Exponential backoff: pauses double with each failure, from `first` up to `limit` seconds."""
 
-    first: float
-    limit: float
-    failures: int = 0  # in a row
+    def __init__(self, first: float, limit: float) -> None:
+        self.first: float = first
+        self.limit: float = limit
+        self.failures: int = 0  # in a row
 
     def next(self) -> float:
         """Count a failure and return the seconds to wait after it."""

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
-from attrs import define
 
 from .._errors import InvalidArgumentError, add_note
 from .._logging import Event, log
@@ -26,7 +25,6 @@ from .sigint import SigintGuard
 T = TypeVar("T")
 
 
-@define
 class TaskResult(Generic[T]):
     """The outcome of the work: a value or an error.
 
@@ -34,9 +32,15 @@ class TaskResult(Generic[T]):
     must raise it.
     """
 
-    value: T | None = None
-    error: BaseException | None = None
-    interruption: BaseException | None = None
+    def __init__(
+        self,
+        value: T | None = None,
+        error: BaseException | None = None,
+        interruption: BaseException | None = None,
+    ) -> None:
+        self.value: T | None = value
+        self.error: BaseException | None = error
+        self.interruption: BaseException | None = interruption
 
     def unwrap(self) -> T:
         """Return the value, or raise the interruption or the error, in this order."""

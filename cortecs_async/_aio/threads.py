@@ -10,12 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-from attrs import define, field, frozen
 
 from .eventloop import WallClock, in_trio
 
@@ -64,8 +63,7 @@ def in_background(work: Callable[[], None], /) -> None:
         _thread.start_new_thread(work, ())
 
 
-@frozen
-class System:
+class System(NamedTuple):
     """The clock and the threads a client uses for its journal."""
 
     wall_clock: WallClock = time.time
@@ -82,11 +80,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-@define(eq=False)
 class StopFlag:
     """Stops a thread whose caller was cancelled."""
 
-    event: threading.Event = field(factory=threading.Event)
+    def __init__(self) -> None:
+        self.event: threading.Event = threading.Event()
 
     def check(self) -> None:
         """End the thread with an error, which is not passed to any caller, if its caller was cancelled."""

@@ -35,7 +35,14 @@ _LIST = Call(method="GET", path="/instances/")
 class InstanceRequests:
     """The requests for instances, and the client's record of what it started and released."""
 
-    def __init__(self, send: Send, policy: PollPolicy, *, twin: InstanceRequests | None = None) -> None:
+    def __init__(
+        self,
+        send: Send,
+        policy: PollPolicy,
+        *,
+        reader: ListReader | None = None,
+        twin: InstanceRequests | None = None,
+    ) -> None:
         self._send = send
         self._policy = policy
         # A client has two of these with a shared state. Only the user's stops sending when the client is
@@ -45,7 +52,7 @@ class InstanceRequests:
         # Instances that leases of this client are releasing. `ensure` must not return or restart them.
         self.releasing: set[str] = twin.releasing if twin else set()
         self.claims: Claims = twin.claims if twin else Claims()
-        self.reader: ListReader = twin.reader if twin else ListReader()
+        self.reader: ListReader = twin.reader if twin else reader or ListReader()
         self._models = Models(send, self.reader)
 
     async def list_now(self) -> Listing[Instance]:

@@ -16,7 +16,6 @@ from attrs import evolve
 
 from .._aio.synchronization import SingleFlight
 from .._errors import (
-    APIStatusError,
     BadRequestError,
     NotFoundError,
     PriceUnknownError,
@@ -126,18 +125,6 @@ class UnknownNames:
         self._models = SingleFlight(models.list)
         self._hardware_types = SingleFlight(HardwareTypes(send_once, reader).list)
         self._instances = SingleFlight(list_instances)
-
-    def explaining(self, send: Send) -> Send:
-        """Return a `send` whose errors say which name does not exist."""
-
-        async def send_and_explain(call: Call) -> Reply:
-            try:
-                return await send(call)
-            except APIStatusError as error:
-                await self.explain(error, call.json or {})
-                raise
-
-        return send_and_explain
 
     async def explain(self, error: BaseException, body: Mapping[str, Any]) -> None:
         """Replace the message of an error if a name in the request does not exist.

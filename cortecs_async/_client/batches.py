@@ -1,7 +1,6 @@
 """`client.run_batch` and `client.plan_batch`: their signatures and documentation.
 
-`BatchMethods` is a mixin, because `client.py` would be too long with it. `_batch` is imported when the first
-batch runs.
+`BatchMethods` is a mixin, because `client.py` would be too long with it.
 """
 
 from __future__ import annotations
@@ -10,19 +9,18 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from .._api.validation import BillingInterval
-from .._durations import Duration
-from .._errors import InvalidArgumentError
 from .._hints import hinted
-from .._lease.options import Ready, start_options
 from .._public import shown_as_client
-from .._secrets import Hidden, Secret
 
 if TYPE_CHECKING:
+    from .._api.validation import BillingInterval
     from .._api.waiting import ProgressCallback
     from .._batch.plan import BatchPlan
     from .._batch.report import BatchProgressCallback, BatchReport
     from .._batch.sender import BatchTransport
+    from .._durations import Duration
+    from .._lease.options import Ready
+    from .._secrets import Secret
     from .wiring import Wiring
 
 
@@ -152,6 +150,9 @@ class BatchMethods:
         # Not at the top, because most programs do not run a batch.
         from .._batch.plan import BatchOptions  # noqa: PLC0415
         from .._batch.setup import check_path, new_batch  # noqa: PLC0415
+        from .._errors import InvalidArgumentError  # noqa: PLC0415
+        from .._lease.options import start_options  # noqa: PLC0415
+        from .._secrets import Hidden  # noqa: PLC0415
 
         key = Hidden(api_key)
         del api_key  # a traceback that shows locals would show it
@@ -256,6 +257,7 @@ class BatchMethods:
         """
         from .._batch.plan import BatchOptions  # noqa: PLC0415
         from .._batch.setup import check_path, plan  # noqa: PLC0415
+        from .._lease.options import start_options  # noqa: PLC0415
 
         lease = start_options(
             *(model_id, hardware_type_id, context_length, num_workers, "per_minute"),

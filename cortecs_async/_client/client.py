@@ -1,8 +1,9 @@
 """`AsyncCortecs`: the client's signatures and their documentation.
 
-This module does not import httpx, so that it loads quickly: `wiring.py` does, when the first client is
-created. The mixins in `batches.py`, `leases.py`, `recovery.py`, `sharing.py`, and
-`with_options.py` keep this module short.
+This module and the mixins import almost nothing, so that `from cortecs_async import AsyncCortecs` is fast.
+The first client imports what it needs to send requests (`wiring.py`); the first lease, batch, or share
+imports the rest. The mixins in `batches.py`, `leases.py`, `recovery.py`, `sharing.py`, and `with_options.py`
+keep this module short.
 """
 
 from __future__ import annotations
@@ -10,25 +11,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .._aio.closing import is_closed_coroutine
-from .._config import (
-    MAX_CONNECTIONS,
-    PollPolicy,
-    ProtectionMode,
-    RetryPolicy,
-    Settings,
-    TransportName,
-    URLObject,
-    check_mode,
-    resolve_settings,
-)
-from .._durations import Duration
-from .._errors import ConfigurationError
 from .._hints import hinted
-from .._secrets import CredentialProvider, Hidden, Secret, to_secret
 from .batches import BatchMethods
 from .leases import LeaseMethods
 from .recovery import RecoveryMethods
@@ -38,7 +26,10 @@ from .with_options import CallMethods
 if TYPE_CHECKING:
     from .._api.instances import Instances
     from .._api.resources import HardwareTypes, Models, User
+    from .._config import PollPolicy, ProtectionMode, RetryPolicy, Settings, TransportName, URLObject
+    from .._durations import Duration
     from .._http.connections import HTTPClient
+    from .._secrets import CredentialProvider, Secret
     from .._telemetry import Telemetry
 
 
@@ -148,12 +139,16 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods, Sha
         guard: ProtectionMode = "auto",
         journal: ProtectionMode = "auto",
         state_dir: str | os.PathLike[str] | None = None,
-        max_connections: int = MAX_CONNECTIONS,
+        max_connections: int = 100,
         transport: TransportName = "httpx",
         tag_starts: bool = False,
         telemetry: Telemetry | None = None,
     ) -> None:
-        from .._logging import set_up_log  # noqa: PLC0415  (slow, and not needed for `--help`)
+        # Slow to import, and not needed before the first client exists.
+        from .._config import check_mode, resolve_settings  # noqa: PLC0415
+        from .._errors import ConfigurationError  # noqa: PLC0415
+        from .._logging import set_up_log  # noqa: PLC0415
+        from .._secrets import Hidden, to_secret  # noqa: PLC0415
         from .wiring import Wiring  # noqa: PLC0415
 
         secret = to_secret(client_secret) if client_secret is not None else None
@@ -191,11 +186,14 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods, Sha
             allow_insecure_http=allow_insecure_http,
         )
         endpoints = self._wiring.own
-        self.instances: Instances = endpoints.instances
         self.models: Models = endpoints.models
         self.hardware_types: HardwareTypes = endpoints.hardware_types
         self.user: User = endpoints.user
         self._closed = False
+
+    @cached_property
+    def instances(self) -> Instances:
+        return self._wiring.own.instances
 
     async def aclose(self) -> None:
         """Close the client. `async with` does this for you. You can call it more than once.

@@ -26,6 +26,7 @@ from .._errors import (
 )
 from .._http.messages import Call, Reply
 from .._platform import NO_LOCKS, NO_REAPER
+from .._public import publish_loaded
 from .._recovery.dead_journals import has_work
 from .._recovery.journal import JournalFile, is_owned, owner_record, read_journals, try_lock
 from .._recovery.promises import Promises
@@ -263,3 +264,6 @@ def _ahead(at: float, reply: Reply) -> float | None:
         return at - date.timestamp() - float(reply.headers.get("age", 0))
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
+
+
+publish_loaded()

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .._api.validation import BillingInterval, check_instance_id
-from .._durations import Duration
 from .._hints import hinted
-from .._lease.options import LeaseOptions, OnExit, OnLoss, Ready, start_options
 from .._public import shown_as_client
 
 if TYPE_CHECKING:
+    from .._api.validation import BillingInterval
     from .._api.waiting import ProgressCallback
+    from .._durations import Duration
     from .._lease.handle import InstanceHandle
     from .._lease.lease import InstanceLease
+    from .._lease.options import OnExit, OnLoss, Ready
     from .wiring import Wiring
 
 
@@ -136,6 +136,8 @@ class LeaseMethods:
                 print(inst.base_url, inst.model)
             print(inst.receipt)
         """
+        from .._lease.options import start_options  # noqa: PLC0415  (needed only for a lease)
+
         return self._wiring.lease(
             start_options(
                 *(model_id, hardware_type_id, context_length, num_workers, billing_interval),
@@ -186,7 +188,9 @@ class LeaseMethods:
             async with client.attach(instance_id) as inst:
                 print(inst.base_url, inst.model)
         """
-        from .._api.domain import InstanceArgs  # noqa: PLC0415  (slow to import)
+        from .._api.domain import InstanceArgs  # noqa: PLC0415  (needed only for a lease)
+        from .._api.validation import check_instance_id  # noqa: PLC0415
+        from .._lease.options import LeaseOptions  # noqa: PLC0415
 
         return self._wiring.lease(
             LeaseOptions(
@@ -261,6 +265,8 @@ class LeaseMethods:
             # Later, in any process:
             await client.release(handle)
         """
+        from .._lease.options import start_options  # noqa: PLC0415  (needed only for a lease)
+
         lease = self._wiring.lease(
             start_options(
                 *(model_id, hardware_type_id, context_length, num_workers, billing_interval),

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
 from typing import TYPE_CHECKING
 
-from .._durations import Duration
 from .._public import shown_as_client
 
 if TYPE_CHECKING:
+    from datetime import date
+
+    from .._durations import Duration
     from .._recovery.owners import Owner
     from .._recovery.sweep import Orphan
     from .costs import CostGroup, CostReport

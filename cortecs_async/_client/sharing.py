@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .._api.validation import BillingInterval, check_bool
-from .._durations import Duration, check_seconds
-from .._errors import InvalidArgumentError
 from .._hints import hinted
-from .._lease.options import OnLoss, Ready, start_options
 from .._public import shown_as_client
 
 if TYPE_CHECKING:
+    from .._api.validation import BillingInterval
     from .._api.waiting import ProgressCallback
+    from .._durations import Duration
+    from .._lease.options import OnLoss, Ready
     from .._sharing.info import SharedInfo
     from .._sharing.lease import SharedLease
     from .wiring import Wiring
@@ -98,7 +97,10 @@ class SharingMethods:
             async with client.shared("bot", model, max_lifetime="8h", linger=0) as inst:
                 print(inst.base_url)
         """
-        from .shared_start import new_shared_lease  # noqa: PLC0415  (needed only to share)
+        from .._durations import check_seconds  # noqa: PLC0415  (needed only to share)
+        from .._errors import InvalidArgumentError  # noqa: PLC0415
+        from .._lease.options import start_options  # noqa: PLC0415
+        from .shared_start import new_shared_lease  # noqa: PLC0415
 
         options = start_options(
             *(model_id, hardware_type_id, context_length, num_workers, billing_interval),
@@ -163,7 +165,9 @@ class SharingMethods:
             released = await client.release_shared("bot")
             print(released)
         """
-        from .shared_start import release  # noqa: PLC0415  (needed only to share)
+        from .._api.validation import check_bool  # noqa: PLC0415  (needed only to share)
+        from .._durations import check_seconds  # noqa: PLC0415
+        from .shared_start import release  # noqa: PLC0415
 
         check_bool("force", force)
         seconds = check_seconds("teardown_timeout", teardown_timeout)

@@ -1,119 +1,20 @@
-"""`client.with_options` and `client.request`: options for single calls, and arbitrary requests.
+"""`client.with_options` and `client.request`: their signatures and documentation.
 
 `CallMethods` is a mixin, because `client.py` would be too long with it.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, field, frozen
-
-from .._config import RetryPolicy, Settings, override
-from .._durations import Duration
-from .._errors import InvalidArgumentError
-from .._hints import hinted
 from .._public import shown_as_client
-from .._secrets import Hidden
 
 if TYPE_CHECKING:
-    from .._api.instances import Instances
-    from .._api.resources import HardwareTypes, Models, User
-    from .._http.messages import Call, Reply
+    from .._config import RetryPolicy, Settings
+    from .._durations import Duration
+    from .calls import Calls, Method, Response
     from .wiring import Wiring
-
-Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
-
-# No percent sign, no query, and no segment of dots: a server could interpret them as a different path, and
-# httpx itself sends `/instances/./start` as `/instances/start`.
-_PATH = re.compile(r"(/(?!\.+(/|$))[A-Za-z0-9._~:-]+)+/?")
-
-
-@frozen(kw_only=True)
-class Response:
-    """A successful response, as sent by the service.
-
-    Attributes:
-        status: The HTTP status, 200 to 299.
-        data: The decoded JSON, including fields that this client does not know. The value is None for an
-            empty body.
-        request_id: The `x-request-id` header, for the vendor's support, or None if there is none (it is
-            undocumented whether the service sends one).
-        attempts: How many times the request was sent.
-        headers: The headers by name. Upper and lower case do not matter.
-
-    Example:
-        response = await client.request("GET", "/user/balance")
-        print(response.status, response.data, response.attempts)
-    """
-
-    status: int
-    data: Any = field(repr=False)
-    request_id: str | None
-    attempts: int
-    headers: Mapping[str, str] = field(repr=False)
-
-
-@hinted
-class Calls:
-    """A client's endpoints with different options: `client.with_options(...)`.
-
-    It shares its client's connections, so it is cheap to create, and you close only the client. Leases and
-    waits (`watch`, `wait_until_running`) use the client's own options.
-
-    Attributes:
-        instances: Like `client.instances`.
-        models: Like `client.models`.
-        hardware_types: Like `client.hardware_types`.
-        user: Like `client.user`.
-
-    Example:
-        quick = client.with_options(timeout=5, max_retries=0)
-        models = await quick.models.list()
-        print(quick.last_response.request_id)
-    """
-
-    def __init__(self, wiring: Wiring, settings: Settings) -> None:
-        self._wiring = wiring
-        self._settings = settings
-        self._last: Reply | None = None
-        endpoints = wiring.endpoints(self._send)
-        self.instances: Instances = endpoints.instances
-        self.models: Models = endpoints.models
-        self.hardware_types: HardwareTypes = endpoints.hardware_types
-        self.user: User = endpoints.user
-
-    @property
-    def last_response(self) -> Response | None:
-        """The response to the last successful call made with this object, or None before the first one.
-
-        If several tasks share this object, it can be the response to another task's call. Errors have
-        attributes of their own.
-        """
-        return None if self._last is None else _to_response(self._last)
-
-    async def request(
-        self,
-        method: Method,
-        path: str,
-        *,
-        json: Mapping[str, Any] | None = None,
-        params: Mapping[str, str] | None = None,
-    ) -> Response:
-        """Send any request, as `client.request` does, with these options.
-
-        Example:
-            response = await client.with_options(timeout=5).request("GET", "/user/balance")
-            print(response.data)
-        """
-        return _to_response(await self._send(_checked(method, path, json, params)))
-
-    async def _send(self, call: Call) -> Reply:
-        self._last = await self._wiring.http.request(evolve(call, settings=self._settings))
-        return self._last
 
 
 @shown_as_client
@@ -148,6 +49,10 @@ class CallMethods:
         Example:
             models = await client.with_options(timeout=5, max_retries=0).models.list()
         """
+        from .._config import override  # noqa: PLC0415  (slow to import)
+        from .._secrets import Hidden  # noqa: PLC0415
+        from .calls import Calls  # noqa: PLC0415
+
         hidden = Hidden(headers)
         del headers  # a traceback that shows locals would show them
         settings = override(
@@ -188,42 +93,6 @@ class CallMethods:
             response = await client.request("GET", "/instances/")
             print(response.data)
         """
-        return _to_response(await self._wiring.http.request(_checked(method, path, json, params)))
+        from .calls import checked_call, to_response  # noqa: PLC0415  (slow to import)
 
-
-def _to_response(reply: Reply) -> Response:
-    return Response(
-        status=reply.status,
-        data=reply.data,
-        request_id=reply.request_id,
-        attempts=reply.attempts,
-        headers=reply.headers,
-    )
-
-
-def _checked(method: Any, path: Any, body: Any, params: Mapping[Any, Any] | None) -> Call:
-    from .._http.messages import Call  # noqa: PLC0415  (slow to import)
-
-    if method not in get_args(Method):
-        raise InvalidArgumentError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")
-    if not isinstance(path, str) or not _PATH.fullmatch(path):
-        raise InvalidArgumentError(
-            f"path must be below the API base URL, such as '/instances/', not {path!r} "
-            "(pass a query as params=)"
-        )
-    if path.strip("/").casefold() == "instances/start":
-        raise InvalidArgumentError(
-            "request() cannot start an instance. Use client.instances.start or client.instance."
-        )
-    if params is not None and not (
-        isinstance(params, Mapping) and all(isinstance(each, str) for pair in params.items() for each in pair)
-    ):
-        raise InvalidArgumentError("params must be a mapping from strings to strings")
-    if body is not None and not isinstance(body, Mapping):
-        raise InvalidArgumentError(f"json must be a mapping, not {type(body).__name__}")
-    try:
-        json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError):
-        # Checked here, where no traceback frame holds the token.
-        raise InvalidArgumentError("json must be encodable as JSON in UTF-8") from None
-    return Call(method=method, path=path, json=body, params=params)
+        return to_response(await self._wiring.http.request(checked_call(method, path, json, params)))

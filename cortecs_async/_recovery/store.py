@@ -21,6 +21,7 @@ from .._aio.clock import boottime
 from .._aio.synchronization import ThreadBroadcast
 from .._errors import GuardError
 from .._logging import Event, log
+from .._state_directory import journal_directory
 from .accounts import with_network_of
 from .journal import JournalFile, foreign_states, is_owned, owner_record, read_journals
 from .ledger import CostLedger, ledger_directory
@@ -355,7 +356,7 @@ def store_for(
     with _stores_lock:
         if key not in _stores:
             _stores[key] = PromiseStore(
-                directory / "journal", journal=journal, guard=guard, wall_clock=wall_clock
+                journal_directory(directory), journal=journal, guard=guard, wall_clock=wall_clock
             )
         return _stores[key]
 

@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from _processes import is_reaper, read, until
 from _reapers import StubReaper, stub_reapers
 from _world import HARDWARE, MODEL, World
 
-from cortecs_async import errors
+from cortecs_async import AsyncCortecs, errors
 from cortecs_async._config import PollPolicy, RetryPolicy, Settings
 from cortecs_async._environment import Environment, Proxy
 from cortecs_async._recovery import recover as _recover
@@ -27,6 +28,7 @@ from cortecs_async._recovery.reaper_process import ReaperProcess
 from cortecs_async._recovery.records import Record
 from cortecs_async._recovery.rehearsal import Rehearsals, import_lock
 from cortecs_async._secrets import Credentials, Secret
+from cortecs_async.emulator import Emulator
 
 
 async def _no_credentials() -> Credentials:
@@ -54,6 +56,19 @@ def account(api_base_url: str, environment: Environment | None = None) -> Record
 @pytest.fixture
 def reapers(monkeypatch: pytest.MonkeyPatch) -> list[StubReaper]:
     return stub_reapers(monkeypatch)
+
+
+@pytest.fixture
+def world(world: World) -> World:
+    """Clients that have their reapers before the first lease, so that the tests can prepare them."""
+
+    @asynccontextmanager
+    async def opened(**options: Any) -> AsyncIterator[tuple[Emulator, AsyncCortecs]]:
+        async with world(**options) as (emu, client):
+            assert client._wiring.promises.uses_reaper
+            yield emu, client
+
+    return opened
 
 
 @pytest.mark.parametrize("outcome", ["NO_PROXY cannot be read", None], ids=["failed", "silent"])
