@@ -388,8 +388,8 @@ MUTANTS = [
     Mutant(
         "starts without a baseline",
         "_lease/starter.py",
-        "listing = await self._baseline()",
-        "listing = _Listing((), anyio.current_time())",
+        "listed = await self._baseline()",
+        "listed = ListedIds(frozenset(), None, anyio.current_time())",
         "lease/test_starter.py::test_the_block_runs_as_if_nothing_had_happened",
     ),
     Mutant(
@@ -821,8 +821,8 @@ MUTANTS = [
     Mutant(
         "has a reaper that does not release the expired instances of a blocked program",
         "_recovery/reaper.py",
-        "        if due:\n            import threading",
-        "        if False:\n            import threading",
+        "            if not due:\n",
+        "            if True:\n",
         "recovery/test_store.py::TestReaper::test_it_releases_what_expired_though_its_parent_lives",
     ),
     Mutant(
@@ -912,8 +912,8 @@ MUTANTS = [
     Mutant(
         "has a reaper that acknowledges messages it did not understand",
         "_recovery/reaper.py",
-        "                    return self.state.apply(message)",
-        "                    self.state.apply(message)",
+        "                return self._apply_record(message)",
+        "                self._apply_record(message)",
         "recovery/test_store.py::TestReaper::test_it_acknowledges_only_what_it_understood",
     ),
     Mutant(
@@ -1076,7 +1076,7 @@ MUTANTS = [
     Mutant(
         "changes the state of the reaper without its lock",
         "_recovery/reaper.py",
-        "                with self._lock:\n                    return self.state.apply(message)",
+        "                return self._apply_record(message)",
         "                return self.state.apply(message)",
         "recovery/test_reaper.py::test_the_state_is_changed_and_iterated_only_under_the_lock",
     ),
@@ -2266,7 +2266,7 @@ MUTANTS = [
     ),
     Mutant(
         "waits twice as long as allowed during an outage",
-        "_api/polling.py",
+        "_api/subscription.py",
         "now - self.failing_since > max_outage:",
         "now - self.failing_since > 2 * max_outage:",
         "api/test_polling.py::test_a_long_outage_ends_the_wait",
@@ -3775,9 +3775,9 @@ MUTANTS = [
     ),
     Mutant(
         "does not include instances that it cannot read in the baseline",
-        "_lease/starter.py",
-        "existing_ids(listing.instances)",
-        "{each.instance_id for each in listing.instances}",
+        "_api/listing.py",
+        "return cls(existing_ids(instances), instances.date, began)",
+        "return cls(frozenset(each.instance_id for each in instances), instances.date, began)",
         "recovery/test_evidence.py::test_an_instance_that_could_not_be_read_before_the_start_is_not_taken",
     ),
     Mutant(
@@ -3894,7 +3894,7 @@ MUTANTS = [
     ),
     Mutant(
         "ends a watch after one reading without the instance",
-        "_api/polling.py",
+        "_api/subscription.py",
         "and now - self.missing_since > self.absence - 1e-6",
         "",
         "recovery/test_evidence.py::test_one_reading_without_the_instance_does_not_end_a_watch",

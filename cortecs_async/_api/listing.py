@@ -7,7 +7,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from attrs import frozen
+from attrs import define, frozen
 
 from .._display import Row, html_table
 
@@ -86,6 +86,26 @@ def existing_ids(instances: Listing[Instance]) -> frozenset[str]:
     """
     unreadable = {each.entry_id for each in instances.unreadable if each.entry_id is not None}
     return frozenset(unreadable.union(each.instance_id for each in instances))
+
+
+@define(eq=False)
+class ListedIds:
+    """The ids in a list of all instances.
+
+    Attributes:
+        date: The date of the list (see `Listing`).
+        began: When it was requested, in seconds of `anyio.current_time`.
+        baseline: Its name in the journal, once a start request uses it as its baseline.
+    """
+
+    ids: frozenset[str]
+    date: float | None
+    began: float
+    baseline: str | None = None
+
+    @classmethod
+    def of(cls, instances: Listing[Instance], began: float) -> Self:
+        return cls(existing_ids(instances), instances.date, began)
 
 
 def read_date(value: Any) -> float | None:

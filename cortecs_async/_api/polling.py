@@ -8,13 +8,11 @@ cancelled, the next task becomes the leader. So there is no background task and 
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
-from attrs import define, field
 
 from .._aio.eventloop import LoopBinding
 from .._aio.synchronization import Backoff, Broadcast
@@ -33,8 +31,9 @@ from .._http.retry import is_transient_error
 from .._logging import Event, log
 from .domain import Instance
 from .expected import ExpectedInstances
-from .intervals import StepTimes, pause_after, poll_interval
-from .listing import Listing, existing_ids
+from .intervals import pause_after, poll_interval
+from .listing import ListedIds, Listing
+from .subscription import ABSENCE_SPAN, Subscription
 
 # Seconds. A longer `Retry-After` must not suspend all waits, which include teardowns.
 _MAX_RETRY_AFTER = 60.0
@@ -42,9 +41,12 @@ _MAX_RETRY_AFTER = 60.0
 # Requests by id in one poll, for instances missing from the list. The others follow in the next polls.
 _MAX_REQUESTS_BY_ID = 20
 
-# Seconds for which all readings must agree that an instance is missing before it counts as gone: reading lags
-# behind writing, and the service's replicas may disagree.
-ABSENCE_SPAN = 5.0
+# Seconds to wait after a list, for each listed instance: with thousands, a list is expensive, and one of the
+# waits is always due.
+_PAUSE_PER_INSTANCE = 0.0002
+
+# Lists of fewer instances are cheap enough to need no pause.
+_MIN_LONG_LIST = 200
 
 # Statuses, in lower case, that an instance does not leave without a request. Only "stopped" is documented;
 # the others are common names. For any other status, a wait continues until its deadline.
@@ -66,74 +68,6 @@ class Source(Protocol):
         ...
 
 
-@define(eq=False)
-class Subscription:
-    """One task's wait for one instance: the latest reading, and whether the task has taken it.
-
-    Attributes:
-        since: The time the wait began, in seconds of `anyio.current_time`; the poll interval depends on it.
-        due: The time the next poll is due, on the same clock.
-        trust_list: Whether the list alone proves that the instance is gone; see `Poller.subscribe`.
-        absence: Seconds for which it must be missing before it counts as gone.
-        missing_since: The time the current run of readings without the instance began, on the same clock.
-        interval: Seconds between polls, or None to use the policy.
-        request_number: The number of the last request by this id; initially, of the last one by any id.
-        reading: The latest reading, or None if the instance is gone.
-        is_news: Whether the task has not taken the reading yet.
-        error: The error that ends the wait.
-        failing_since: The time the current run of failures began, on the same clock.
-        changed: Notified when there is news or an error, or when this task must become the leader.
-    """
-
-    instance_id: str
-    since: float
-    due: float
-    trust_list: bool = False
-    absence: float = ABSENCE_SPAN
-    missing_since: float | None = None
-    interval: float | None = None
-    request_number: int = 0
-    reading: Instance | None = None
-    has_reading: bool = False
-    step_times: StepTimes = field(factory=StepTimes)
-    is_news: bool = False
-    error: CortecsError | None = None
-    failing_since: float | None = None
-    changed: Broadcast = field(factory=Broadcast)
-
-    def publish(self, reading: Instance | None, *, now: float) -> None:
-        """Store a new reading and notify the task if it differs from the last one.
-
-        A missing instance is stored only once readings have agreed for `absence` seconds.
-        """
-        self.failing_since = None
-        if reading is not None:
-            self.missing_since = None
-        elif self.missing_since is None:
-            self.missing_since = now
-        if reading is None and not self.is_missing(now):
-            return
-        if not self.has_reading or reading != self.reading:
-            self.step_times.record(reading, now)
-            self.reading, self.has_reading, self.is_news = reading, True, True
-            self.changed.notify()
-
-    def is_missing(self, now: float) -> bool:
-        """Return whether the instance was missing from all readings of the last `absence` seconds."""
-        # The sum of the pauses may be slightly less than the span.
-        return self.missing_since is not None and now - self.missing_since > self.absence - 1e-6
-
-    def record_failure(self, error: CortecsError, *, now: float, max_outage: float) -> None:
-        """End the wait if the error is permanent, or if polling has failed for `max_outage` seconds."""
-        if self.failing_since is None:
-            self.failing_since = now
-        if isinstance(error, DecodeError):
-            self.missing_since = None  # an instance whose entry cannot be parsed exists
-        if not is_transient_error(error) or now - self.failing_since > max_outage:
-            self.error = copy.copy(error)  # the task may add notes to it
-            self.changed.notify()
-
-
 class Poller:
     """Polls for all waits of one client.
 
@@ -141,14 +75,15 @@ class Poller:
         loop: The event loop of the waits.
         expected: Instances that readings may not show yet.
         listed: The ids in the last list.
+        latest: The last list, or None before the first one.
     """
 
     def __init__(self, source: Source, policy: PollPolicy) -> None:
         self._source = source
         self._policy = policy
         self._waiters: dict[Subscription, None] = {}
-        # The ones without news or an error, in order of arrival: the next leader is found without a search.
-        self._candidates: dict[Subscription, None] = {}
+        # The ones without news, in order of arrival, so that finding the next leader takes constant time.
+        self._without_news: dict[Subscription, None] = {}
         self._has_leader = False
         self._next_poll = math.inf
         self._rescheduled = Broadcast()
@@ -160,6 +95,7 @@ class Poller:
         self.loop: LoopBinding = LoopBinding()
         self.expected: ExpectedInstances = ExpectedInstances()
         self.listed: frozenset[str] = frozenset()
+        self.latest: ListedIds | None = None
 
     def subscribe(
         self,
@@ -222,14 +158,14 @@ class Poller:
                 if subscription.is_news:
                     subscription.is_news = False
                     return subscription.reading
-                self._candidates[subscription] = None
+                self._without_news[subscription] = None
                 if self._has_leader:
                     await subscription.changed.wait()
                 else:
                     await self._lead()
         finally:
             del self._waiters[subscription]
-            self._candidates.pop(subscription, None)
+            self._without_news.pop(subscription, None)
             if not self._waiters:
                 self._reset_backoff()
             # This task may have been cancelled just before it would have become the leader.
@@ -243,12 +179,15 @@ class Poller:
             await self._poll()
         finally:
             self._has_leader = False
-            idle = (each for each in self._waiters if not each.is_news and each.error is None)
-            self._candidates = dict.fromkeys(idle)
+            self._wake_next_leader()
 
     def _wake_next_leader(self) -> None:
-        if self._candidates and not self._has_leader:
-            next(iter(self._candidates)).changed.notify()
+        if not self._has_leader and (first := next(iter(self._without_news), None)) is not None:
+            first.changed.notify()
+
+    def _note_news(self, subscription: Subscription) -> None:
+        if subscription.is_news or subscription.error is not None:
+            self._without_news.pop(subscription, None)
 
     async def _wait_until_due(self) -> None:
         self._next_poll = max(min(each.due for each in self._waiters), self._paused_until)
@@ -294,6 +233,7 @@ class Poller:
                 subscription.instance_id, reading, now
             ):
                 subscription.publish(reading, now=now)
+            self._note_news(subscription)
             subscription.due = now + self._pause(subscription, now, began)
 
     def _pause(self, each: Subscription, now: float, began: float) -> float:
@@ -366,8 +306,13 @@ class Poller:
 
     async def _read_listed(self) -> Readings:
         """Return the listed instances, and an error for each existing one whose entry cannot be parsed."""
+        began = anyio.current_time()
         listing = await self._source.read_all()
-        self.listed = existing_ids(listing)
+        self.latest = ListedIds.of(listing, began)
+        self.listed = self.latest.ids
+        if len(listing) >= _MIN_LONG_LIST:
+            pause = min(_PAUSE_PER_INSTANCE * len(listing), self._policy.max_interval)
+            self._paused_until = max(self._paused_until, anyio.current_time() + pause)
         readings: Readings = {each.instance_id: each for each in listing}
         for entry in listing.unreadable:
             if entry.entry_id is not None:
@@ -383,6 +328,7 @@ class Poller:
         now = anyio.current_time()
         for subscription in self._waiters:
             subscription.record_failure(error, now=now, max_outage=self._policy.max_outage)
+            self._note_news(subscription)
         pause = (self._rate_limit_backoff if isinstance(error, RateLimitError) else self._backoff).next()
         if not is_transient_error(error):
             return

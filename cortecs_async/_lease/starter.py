@@ -25,7 +25,7 @@ from .._aio.closing import is_closed_coroutine
 from .._aio.synchronization import SingleFlight
 from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
-from .._api.listing import Listing, existing_ids
+from .._api.listing import ListedIds
 from .._api.resources import Models
 from .._config import Settings
 from .._errors import RequestError
@@ -44,13 +44,6 @@ from .tags import StartTags
 _BASELINE_MAX_AGE = 1.0
 
 
-@define(eq=False)
-class _Listing:
-    instances: Listing[Instance]
-    began: float
-    baseline: str | None = None  # its name in the journal, once it is used
-
-
 @define(eq=False, kw_only=True, slots=False)
 class Starter:
     """Starts the instances of one client's leases."""
@@ -61,7 +54,6 @@ class Starter:
     settings: Settings
     observer: Observer
     _rng: random.Random = field(factory=random.Random)
-    _recent: _Listing | None = None
 
     def __attrs_post_init__(self) -> None:
         self._claims = self.instances.claims
@@ -157,15 +149,15 @@ class Starter:
         try:
             # Before the baseline, which must be recent when the start request is sent.
             tag = await self._tags.new_tag(start.args)
-            listing = await self._baseline()
+            listed = await self._baseline()
             # The journal drops a baseline that no open start uses. Without a baseline, every instance looks
             # new.
-            if listing.baseline is None or not self.promises.store.has_baseline(listing.baseline):
-                listing.baseline = self.promises.baseline(existing_ids(listing.instances))
+            if listed.baseline is None or not self.promises.store.has_baseline(listed.baseline):
+                listed.baseline = self.promises.baseline(listed.ids)
             start.key = await self.promises.record_intent(
                 start.args,
-                listing.baseline,
-                service_at=listing.instances.date,
+                listed.baseline,
+                service_at=listed.date,
                 tag=tag,
                 bill=start.bill(start.args),
             )
@@ -202,14 +194,14 @@ class Starter:
                 return
             self._slots.release(Priority.CALL)
 
-    async def _baseline(self) -> _Listing:
-        """Return a recent list, join a request in progress, or fetch a new list."""
-        recent = self._recent
-        if recent is not None and recent.began >= anyio.current_time() - _BASELINE_MAX_AGE:
-            return recent
+    async def _baseline(self) -> ListedIds:
+        """Return a recent list, which may be a poll's, join a request in progress, or fetch a new list."""
+        latest = self.instances.poller.latest
+        if latest is not None and latest.began >= anyio.current_time() - _BASELINE_MAX_AGE:
+            return latest
         return await self._listing.get()
 
-    async def _list(self) -> _Listing:
+    async def _list(self) -> ListedIds:
         began = anyio.current_time()
-        self._recent = _Listing(await self.instances.list_now(), began)
-        return self._recent
+        latest = self.instances.poller.latest = ListedIds.of(await self.instances.list_now(), began)
+        return latest

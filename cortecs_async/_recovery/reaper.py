@@ -30,6 +30,7 @@ import time
 
 from .._aio.clock import SteadyClock
 from .._platform import NO_REAPER, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK
+from .due import DueTimes
 from .pipe import decode_messages
 from .records import JournalState, encode
 from .rehearsal import Rehearsals, import_lock
@@ -114,6 +115,7 @@ class Reaper:
         self._lock = _thread.RLock()
         self._workers: dict[str, Thread] = {}  # by the key of each promise
         self._retry_at: dict[str, float] = {}  # by the key of each promise worked on
+        self._due = DueTimes()  # of the promises that no worker works on
         self._certificates: dict[str, int] = {}  # descriptors, by path
 
     def receive(self, message: Record) -> None:
@@ -142,14 +144,26 @@ class Reaper:
             case "BYE":
                 self.has_bye = True
             case _:
-                with self._lock:
-                    return self.state.apply(message)
+                return self._apply_record(message)
         return True
+
+    def _apply_record(self, record: Record) -> bool:
+        with self._lock:
+            is_understood = self.state.apply(record)
+            self._set_due(record.get("entry"))
+        return is_understood
+
+    def _set_due(self, key: object) -> None:
+        """Update when a promise is due, after a change to it. Call this while holding the lock."""
+        if isinstance(key, str):
+            promise = None if key in self._workers else self.state.promises.get(key)
+            due_at = None if promise is None else promise.due_at(owner_lives=True, grace=GRACE)
+            self._due.set(key, None if due_at is None else max(due_at, self._retry_at.get(key, due_at)))
 
     def next_due(self) -> float | None:
         """Return the Unix time of the next promise to fulfill while the parent lives, or None."""
-        due = min(map(self._due_at, self._not_begun()), default=_NEVER)
-        return None if due == _NEVER else due
+        with self._lock:
+            return self._due.earliest()
 
     def recover_due(self, now: float | None = None) -> None:
         """Release, in a thread, any instances that the living parent failed to release.
@@ -158,18 +172,15 @@ class Reaper:
         `now` is the Unix time by which all messages were received.
         """
         now = self._wall_clock() if now is None else now
-        due = [each for each in self._not_begun() if self._due_at(each) <= now]
-        if due:
+        with self._lock:
+            due = [each for key in self._due.take(now) if (each := self.state.promises.get(key))]
+            if not due:
+                return
             import threading  # noqa: PLC0415  (needed only here)
 
             thread = threading.Thread(target=self._work, args=(due,))
-            with self._lock:
-                self._workers.update(dict.fromkeys((promise.key for promise in due), thread))
-            thread.start()
-
-    def _due_at(self, promise: Promise) -> float:
-        due = promise.due_at(owner_lives=True, grace=GRACE)
-        return _NEVER if due is None else max(due, self._retry_at.get(promise.key, due))
+            self._workers.update(dict.fromkeys((promise.key for promise in due), thread))
+        thread.start()
 
     def _work(self, promises: Sequence[Promise]) -> None:
         """Fulfill promises while the parent lives. Failed ones are retried after a while."""
@@ -180,6 +191,7 @@ class Reaper:
                 for promise in promises:
                     self._workers.pop(promise.key)
                     self._retry_at[promise.key] = self._wall_clock() + _RETRY_DELAY
+                    self._set_due(promise.key)
 
     def recover_after_parent(self) -> None:
         """Release the instances of the dead parent, then remove the journal."""
@@ -271,8 +283,7 @@ class Reaper:
 
     def _report(self, record: Record) -> None:
         """Apply one of the reaper's own records, write it to the journal, and send it to a living parent."""
-        with self._lock:
-            self.state.apply(record)
+        self._apply_record(record)
         if self.journal is not None:
             flags = os.O_WRONLY | os.O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK
             try:

@@ -30,7 +30,7 @@ _OWNER_START = b'{"kind":"OWNER","format":%d,' % FORMAT
 # extra requests.
 DURABLE_KINDS = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED", "AMBIGUOUS"})
 
-# The maximum number of baselines to keep that no start request uses yet.
+# The maximum number of baselines to keep that no start request without a known instance uses.
 _MAX_UNUSED_BASELINES = 16
 
 # The maximum number of past ids to keep.
@@ -179,7 +179,8 @@ def _apply_owner(state: JournalState, record: Record) -> None:
 def _apply_baseline(state: JournalState, record: Record) -> None:
     state.baselines[_text(record["baseline"])] = frozenset(map(_text, record["ids"]))
     if len(state.baselines) > _MAX_UNUSED_BASELINES:
-        used = {promise.baseline for promise in state.promises.values()}
+        # Once its instance is known, a promise no longer needs the baseline.
+        used = {each.baseline for each in state.promises.values() if each.instance_id is None}
         unused = [name for name in state.baselines if name not in used]
         for name in unused[:-_MAX_UNUSED_BASELINES]:
             del state.baselines[name]

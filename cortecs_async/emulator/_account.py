@@ -3,6 +3,7 @@
 Synchronous and not thread-safe: the caller must hold a lock. Methods that need the time take it as `now`.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from cortecs_async.emulator._instance import (
     Run,
     cost_of,
     instance_json,
+    interval_cost,
     ledger_entry,
     status_of,
 )
@@ -90,6 +92,11 @@ class Account:
     """The changes of the capacity, oldest first."""
     price_infos: dict[str, Any] = attrs.field(factory=dict)
     """The `price_info` that the lists of hardware show instead of the catalog's, by hardware type."""
+    # Lower bounds, so that a start need not look at each of thousands of instances: the balance, the time
+    # until which it holds, and the free GPU sets by hardware type.
+    _least_balance: float = attrs.field(default=0.0, init=False)
+    _holds_until: float = attrs.field(default=-math.inf, init=False)
+    _least_free: dict[str, int] = attrs.field(factory=dict, init=False)
     list_replicas: Replicas = attrs.field(
         default=attrs.Factory(lambda self: Replicas(self.settings.list_lag), takes_self=True)
     )
@@ -198,6 +205,7 @@ class Account:
     def set_capacity(self, hardware_type_id: str, sets: int, now: float) -> None:
         """Change the number of GPU sets of a hardware type."""
         self.capacity_changes.append(_CapacityChange(now, hardware_type_id, sets))
+        self._least_free.pop(hardware_type_id, None)
 
     def free_sets(self, hardware_type_id: str, now: float, *, at: float | None = None) -> int:
         """Return the number of free GPU sets of a hardware type, now or `at` an earlier time."""
@@ -221,18 +229,29 @@ class Account:
         at = now - self.settings.available_lag
         return [each for each in HARDWARE if self.free_sets(each, now, at=at) > 0]
 
-    def _check_balance_and_capacity(self, args: InstanceArgs, now: float) -> None:
-        if self.balance(now) <= 0:
-            raise ApiError(402, "The balance is used up.")
-        hardware_type_id = args.hardware.hardware_type_id
-        free = self.free_sets(hardware_type_id, now)
-        if free < args.num_workers:
-            raise ApiError(
-                503, f"No capacity: {args.num_workers} x {hardware_type_id} requested, {free} free."
+    def _take_capacity(self, args: InstanceArgs, now: float) -> None:
+        """Check that the balance and the capacity are sufficient for one more instance, and count it."""
+        if self._least_balance <= 0 or now >= self._holds_until:
+            balance = self.balance(now)
+            if balance <= 0:
+                raise ApiError(402, "The balance is used up.")
+            # In a minute, at most two more billing intervals of an instance begin.
+            self._least_balance = balance - sum(
+                2 * interval_cost(each.args) for each in self.instances.values()
             )
+            self._holds_until = now + 60
+        self._least_balance -= 2 * interval_cost(args)
+        hardware_type_id = args.hardware.hardware_type_id
+        if self._least_free.get(hardware_type_id, 0) < args.num_workers:
+            free = self._least_free[hardware_type_id] = self.free_sets(hardware_type_id, now)
+            if free < args.num_workers:
+                raise ApiError(
+                    503, f"No capacity: {args.num_workers} x {hardware_type_id} requested, {free} free."
+                )
+        self._least_free[hardware_type_id] -= args.num_workers
 
     def start(self, args: InstanceArgs, now: float) -> Instance:
-        self._check_balance_and_capacity(args, now)
+        self._take_capacity(args, now)
         return self._save(Instance(len(self.instances) + len(self.deleted) + 1, args, (Run(now),)))
 
     def restart(self, instance_id: str, now: float) -> Instance:
@@ -240,7 +259,7 @@ class Account:
         status = self.status(instance, now)
         if status != "stopped":
             raise ApiError(400, f"Instance {instance_id} is {status}; only a stopped one can be restarted.")
-        self._check_balance_and_capacity(instance.args, now)
+        self._take_capacity(instance.args, now)
         return self._save(instance.restart(now))
 
     def stop(self, instance_id: str, now: float) -> Instance:

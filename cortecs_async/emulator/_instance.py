@@ -140,6 +140,11 @@ def cost_of(instance: Instance, now: float) -> float:
     return round(intervals * minutes * args.hardware.price_per_minute * args.num_workers, 6)
 
 
+def interval_cost(args: InstanceArgs) -> float:
+    """Return the cost of one billing interval, in the account's currency."""
+    return _MINUTES[args.billing_interval] * args.hardware.price_per_minute * args.num_workers
+
+
 def ledger_entry(instance: Instance, now: float, settings: Settings) -> LedgerEntry:
     args = instance.args
     status = status_of(instance, now, settings)
