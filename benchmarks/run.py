@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -62,15 +63,19 @@ BENCHMARKS: dict[str, Callable[[], Row]] = {
 NAMES = list(BENCHMARKS)
 
 
-def measure(chosen: Sequence[str]) -> list[Row]:
-    """Run the benchmarks with these names."""
-    rows = []
+def measure(chosen: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """Run the benchmarks with these names, and return the results and the names of those that failed."""
+    rows, failed = [], []
     for name in chosen:
         began = time.monotonic()
-        rows.append(BENCHMARKS[name]())
+        try:
+            rows.append(BENCHMARKS[name]())
+        except Exception:  # noqa: BLE001  (the results of the others took minutes)
+            traceback.print_exc()
+            failed.append(name)
         # To standard error, so that standard output has nothing but the report.
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    return rows
+    return rows, failed
 
 
 def use_source(tree: Path) -> None:
@@ -126,10 +131,10 @@ def main() -> None:
         profile()
         return
     before, environments = load()
-    rows = measure([name for name in NAMES if name in options.only])
+    rows, failed = measure([name for name in NAMES if name in options.only])
     new_environments = dict.fromkeys((row.name for row in rows), describe_environment())
     print(summary(before, rows))
-    if not options.compare:
+    if rows and not options.compare:
         print(report(rows, new_environments))
     if options.write:
         by_name = {row.name: row for row in (*before, *rows)}
@@ -139,6 +144,8 @@ def main() -> None:
         for row in saved:
             for plot in row.plots:
                 draw(plot, row.figures, FOLDER)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

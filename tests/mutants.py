@@ -1552,8 +1552,8 @@ MUTANTS = [
     Mutant(
         "records a file that was changed while it was used",
         "_recovery/rehearsal_record.py",
-        'if all(each is None or each[-1] < limit for each in seen["paths"]):',
-        "if True:",
+        "each is not None and each[-1] < limit",
+        "each is not None",
         "recovery/test_rehearsal_record.py::test_a_file_that_may_have_changed_since_it_was_used_is_not_recorded",
     ),
     Mutant(
@@ -1566,7 +1566,7 @@ MUTANTS = [
     Mutant(
         "ignores the names on the import path",
         "_recovery/rehearsal_record.py",
-        'sorted(each for each in os.listdir(folder) if each.partition(".")[0] in modules)',
+        'sorted(name for name in os.listdir(folder) if name.partition(".")[0] in modules)',
         "[]",
         "recovery/test_rehearsal_record.py::test_after_any_change_it_does_not_count",
     ),
@@ -2139,6 +2139,20 @@ MUTANTS = [
         "libraries.append(httpx2)",
         "pass",
         "http/test_httpx2.py::test_failures_are_the_same",
+    ),
+    Mutant(
+        "hides requests from what watches httpx",
+        "_http/exchange.py",
+        "if self._transport is None or _is_watched():",
+        "if self._transport is None:",
+        "http/test_exchange.py::TestWatched::test_by_a_tracing_library",
+    ),
+    Mutant(
+        "follows a redirect that has no place",
+        "_http/transport.py",
+        "if location is None or response.status",
+        "location = location or ''\n    if response.status",
+        "http/test_exchange.py::test_a_redirect_without_a_place_is_not_followed",
     ),
     Mutant(
         "leaves the token in the locals of an error that is not of HTTP",

@@ -69,13 +69,6 @@ def compared_with_peer(sides: dict[str, list[dict[str, Any]]], side: str, name: 
     return [run[name] / peer[name] for run, peer in zip(sides[side], sides[PEER], strict=True)]
 
 
-def row() -> Row:
-    """Measure leases from start to deletion."""
-    with Server(READY_AFTER) as server:
-        all_runs, bare = measured(server)
-    return lease_row(all_runs, bare)
-
-
 def elapsed_ratio(all_runs: Runs, side: str, bare: list[dict[str, Any]]) -> Ratio:
     """Return the elapsed time of 1,000 leases, divided by provisioning plus the time of bare httpx."""
     quotients = [
@@ -86,8 +79,10 @@ def elapsed_ratio(all_runs: Runs, side: str, bare: list[dict[str, Any]]) -> Rati
     return ratio(label, quotients, 1.05)
 
 
-def lease_row(all_runs: Runs, bare: list[dict[str, Any]]) -> Row:
-    """Return the results from start to deletion."""
+def row() -> Row:
+    """Measure leases from start to deletion."""
+    with Server(READY_AFTER) as server:
+        all_runs, bare = measured(server)
     ratios = [elapsed_ratio(all_runs, side, bare) for side in OURS]
     for side in OURS:
         requests = [run["requests"] / _MAX_COUNT for run in all_runs[_MAX_COUNT][side]]

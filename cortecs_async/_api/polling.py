@@ -45,7 +45,7 @@ _MAX_REQUESTS_BY_ID = 20
 # waits is always due.
 _PAUSE_PER_INSTANCE = 0.0002
 
-# Lists of fewer instances are cheap enough to need no pause.
+# Lists of fewer instances are cheap, and polls after them are not delayed.
 _MIN_LONG_LIST = 200
 
 # Statuses, in lower case, that an instance does not leave without a request. Only "stopped" is documented;
@@ -82,8 +82,8 @@ class Poller:
         self._source = source
         self._policy = policy
         self._waiters: dict[Subscription, None] = {}
-        # The ones without news, in order of arrival, so that finding the next leader takes constant time.
-        self._without_news: dict[Subscription, None] = {}
+        # The ones without news or an error, in order of arrival: the next leader is found without a search.
+        self._candidates: dict[Subscription, None] = {}
         self._has_leader = False
         self._next_poll = math.inf
         self._rescheduled = Broadcast()
@@ -158,14 +158,14 @@ class Poller:
                 if subscription.is_news:
                     subscription.is_news = False
                     return subscription.reading
-                self._without_news[subscription] = None
+                self._candidates[subscription] = None
                 if self._has_leader:
                     await subscription.changed.wait()
                 else:
                     await self._lead()
         finally:
             del self._waiters[subscription]
-            self._without_news.pop(subscription, None)
+            self._candidates.pop(subscription, None)
             if not self._waiters:
                 self._reset_backoff()
             # This task may have been cancelled just before it would have become the leader.
@@ -179,15 +179,12 @@ class Poller:
             await self._poll()
         finally:
             self._has_leader = False
-            self._wake_next_leader()
+            idle = (each for each in self._waiters if not each.is_news and each.error is None)
+            self._candidates = dict.fromkeys(idle)
 
     def _wake_next_leader(self) -> None:
-        if not self._has_leader and (first := next(iter(self._without_news), None)) is not None:
-            first.changed.notify()
-
-    def _note_news(self, subscription: Subscription) -> None:
-        if subscription.is_news or subscription.error is not None:
-            self._without_news.pop(subscription, None)
+        if self._candidates and not self._has_leader:
+            next(iter(self._candidates)).changed.notify()
 
     async def _wait_until_due(self) -> None:
         self._next_poll = max(min(each.due for each in self._waiters), self._paused_until)
@@ -233,7 +230,6 @@ class Poller:
                 subscription.instance_id, reading, now
             ):
                 subscription.publish(reading, now=now)
-            self._note_news(subscription)
             subscription.due = now + self._pause(subscription, now, began)
 
     def _pause(self, each: Subscription, now: float, began: float) -> float:
@@ -328,7 +324,6 @@ class Poller:
         now = anyio.current_time()
         for subscription in self._waiters:
             subscription.record_failure(error, now=now, max_outage=self._policy.max_outage)
-            self._note_news(subscription)
         pause = (self._rate_limit_backoff if isinstance(error, RateLimitError) else self._backoff).next()
         if not is_transient_error(error):
             return

@@ -38,7 +38,7 @@ from .._errors import (
 from .._logging import Event, log
 from .domain import Instance
 from .instances import Instances
-from .polling import ABSENCE_SPAN
+from .subscription import ABSENCE_SPAN
 from .waiting import has_ended, wait_until
 
 # Seconds after which an accepted stop or delete request that had no effect is sent again.

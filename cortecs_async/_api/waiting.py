@@ -15,7 +15,8 @@ from .._config import PollPolicy
 from .._errors import InstanceGoneError, LifecycleError, StartFailedError, StartTimeoutError
 from .._hints import hinted
 from .domain import Instance, Progress
-from .polling import ABSENCE_SPAN, TERMINAL_STATUSES, Poller, Subscription
+from .polling import TERMINAL_STATUSES, Poller
+from .subscription import ABSENCE_SPAN, Subscription
 from .unknown_names import no_instance_message
 
 ProgressCallback = Callable[[Progress], Awaitable[None] | None]

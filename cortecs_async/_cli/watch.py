@@ -199,7 +199,7 @@ class _LiveTable(AbstractContextManager[_Show]):
 
         from .tables import stdout_console  # noqa: PLC0415  (slow to import)
 
-        self._began = time.monotonic()
+        self._began = 0.0
         self._changes: dict[str, _Change] = {}
         self._models: dict[str, str] = {}
         # Redraws regularly, so that the elapsed time keeps advancing between changes.
@@ -207,6 +207,7 @@ class _LiveTable(AbstractContextManager[_Show]):
         self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=4)
 
     def __enter__(self) -> _Show:
+        self._began = time.monotonic()  # not earlier, or it would include the time to load the client
         self._live.start()
         return self._show
 

@@ -7,6 +7,7 @@ library or the log needs `send`. The caller's own client is used as it is.
 
 from __future__ import annotations
 
+import base64
 import functools
 import logging
 import socket
@@ -164,11 +165,12 @@ class AiohttpExchange:
         self._idle_timeout = idle_timeout
         self._proxy: dict[str, Any] = {}
         if proxy is not None:
-            self._proxy = {
-                "proxy": str(proxy.url),
-                "proxy_auth": proxy.auth and aiohttp.BasicAuth(*proxy.auth),
-                "proxy_headers": proxy.headers,
-            }
+            self._proxy = {"proxy": str(proxy.url)}
+            if proxy.auth is not None:
+                login = base64.b64encode(":".join(proxy.auth).encode()).decode("ascii")
+                # aiohttp sends this header to the proxy as Proxy-Authorization.
+                self._proxy["proxy_headers"] = {"Authorization": f"Basic {login}"}
+                del login
         self._opened: aiohttp.ClientSession | None = None
 
     async def send(self, request: Request, /) -> Response:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import anyio
 
 from .._api.domain import Instance
-from .._api.polling import ABSENCE_SPAN
+from .._api.subscription import ABSENCE_SPAN
 from .._api.waiting import has_ended
 from .._logging import Event, log
 from .state import LeaseState

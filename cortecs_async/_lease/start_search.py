@@ -19,8 +19,8 @@ from .._api.instances import Instances
 from .._api.intervals import poll_interval
 from .._api.listing import Listing
 from .._api.matching import Ambiguous, Contested, Disagreement, Outcome, UnresolvedStart, agreed
-from .._api.polling import ABSENCE_SPAN
 from .._api.recent_lists import RecentLists
+from .._api.subscription import ABSENCE_SPAN
 from .._config import Settings
 from .._errors import AmbiguousStartError, APIStatusError, ClientClosedError, CortecsError
 from .._http.retry import is_transient_error

@@ -349,7 +349,7 @@ class Promises:
         """
         credentials = self._credentials
         sealed = None if credentials is None else describe(self._settings, credentials)
-        await self._off_loop(lambda: check_reaper(sealed, self.store.rehearsals))
+        await self._off_loop(lambda: check_reaper(sealed, self.store.rehearsal_folder))
         return "starts and responds" if sealed is None else "starts and reaches the service"
 
     async def aclose(self) -> None:

@@ -5,7 +5,7 @@ service with its client's proxies and certificates. It takes most of the time of
 if all of this holds:
 
 1. The client itself connects with the same settings: it has no `http_client=` and uses httpx, as its reaper
-   does. A client starts nothing before the service has answered its own requests for a token and for a list,
+   does. A client sends no start request before the service has given it a token and the list of instances,
    so the network, the proxy, and the service work at that time.
 2. A reaper has connected with these settings within a day. So nothing that differs between a client and its
    reaper, such as other environment variables, is in the way.
@@ -28,7 +28,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -87,11 +87,11 @@ def is_recorded(folder: Path, identity: str) -> bool:
 def write_record(folder: Path, identity: str, used: Record, since: float) -> None:
     """Record a successful rehearsal by a process that began at a Unix time, and the result of `used_files`.
 
-    Nothing is recorded if it cannot be written, or if a file may have changed since it was used.
+    Nothing is recorded if it cannot be written, or if a file is gone or may have changed since it was used.
     """
     seen = _look_at(**used)
     limit = int(since * 1e9) - _CLOCK_TOLERANCE
-    if all(each is None or each[-1] < limit for each in seen["paths"]):
+    if all(each is not None and each[-1] < limit for each in seen["paths"]):
         body = json.dumps({"since": since, **used, "seen": seen}).encode()
         _write(folder, identity, _header(identity, body) + b"\n" + body)
 
@@ -131,10 +131,9 @@ def used_files(settings: Record, missing: Iterable[str]) -> Record | None:
         paths.update(getattr(module, "__path__", ()))
         if (path := getattr(module, "__file__", None)) is not None:
             paths.add(path)
-    folders = [entry for entry in sys.path if os.path.isdir(entry)]
-    paths.update(_certificates(settings), (entry for entry in sys.path if entry not in folders))
+    paths.update(_certificates(settings), filter(os.path.isfile, sys.path))
     names = sorted({name for name in (*modules, *missing) if "." not in name})
-    return {"paths": sorted(paths), "folders": folders, "names": names}
+    return {"paths": sorted(paths), "folders": [*sys.path], "names": names}
 
 
 def _certificates(settings: Record) -> Iterator[str]:
@@ -151,11 +150,15 @@ def _look_at(paths: Iterable[str], folders: Iterable[str], names: Iterable[str])
     modules = frozenset(names)
     return {
         "paths": [_state_of(path) for path in paths],
-        "folders": [
-            sorted(each for each in os.listdir(folder) if each.partition(".")[0] in modules)
-            for folder in folders
-        ],
+        "folders": [_names_in(folder, modules) for folder in folders],
     }
+
+
+def _names_in(folder: str, modules: Container[str]) -> list[str] | None:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.partition(".")[0] in modules)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _state_of(path: str) -> list[int] | None:

@@ -27,8 +27,8 @@ from .._api.matching import (
     UnresolvedStart,
     agreed,
 )
-from .._api.polling import ABSENCE_SPAN
 from .._api.recent_lists import RecentLists
+from .._api.subscription import ABSENCE_SPAN
 from .._errors import RateLimitError
 from .claims import ForeignClaims, unresolved_start_of
 from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of

@@ -64,7 +64,7 @@ class PromiseStore:
         self.directory: Path = directory
         self.ledger: CostLedger = CostLedger(ledger_directory(directory))
         # The folder for the records of rehearsals. Without a journal, nothing may be written.
-        self.rehearsals: Path | None = directory.parent / "rehearsals" if journal else None
+        self.rehearsal_folder: Path | None = directory.parent / "rehearsals" if journal else None
         self._uses_journal, self._uses_reaper = journal, guard
         self._wall_clock = wall_clock
         self._clock = PromiseClock(wall_clock)
@@ -82,7 +82,9 @@ class PromiseStore:
         self.state: JournalState = JournalState()
         self._journal: JournalFile | None = None
         self._rewritten_size = 0
-        self._reaper = ReaperProcess(self._on_reaper_death, self.put, self._on_rehearsed, self.rehearsals)
+        self._reaper = ReaperProcess(
+            self._on_reaper_death, self.put, self._on_rehearsed, self.rehearsal_folder
+        )
         self.is_reaper_wanted: bool = False
         self.rehearsals: ThreadBroadcast = ThreadBroadcast()
         self._unreachable: dict[str, str] = {}  # by account: the problem in reaching the service

@@ -27,7 +27,7 @@ import trio
 from attrs import define, evolve, field
 
 from cortecs_async import errors
-from cortecs_async._api.polling import ABSENCE_SPAN
+from cortecs_async._api.subscription import ABSENCE_SPAN
 from cortecs_async._recovery.cost_lines import LeaseCost
 from cortecs_async._recovery.journal import read_journals
 from cortecs_async._recovery.ledger import CostLedger, ledger_directory

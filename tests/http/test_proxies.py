@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -25,6 +26,8 @@ async def a_proxy() -> AsyncIterator[tuple[str, list[bytes]]]:
             head = b""
             while b"\r\n\r\n" not in head:
                 head += await stream.receive()
+            login = base64.b64encode(b"someone:passw0rd")
+            assert b"proxy-authorization: basic " + login.lower() in head.lower()
             asked.append(head.split(b"\r\n")[0])
             await stream.send(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
 
@@ -42,6 +45,21 @@ async def test_the_environments(monkeypatch: pytest.MonkeyPatch, name: str) -> N
         monkeypatch.setenv(name, url)
         async with AsyncCortecs(anonymous=True, max_retries=0) as client:
             with pytest.raises(errors.TransportError) as caught:
+                await client.models.list()
+    assert asked == [b"CONNECT cortecs.ai:443 HTTP/1.1"]
+    assert "passw0rd" not in str(caught.value)
+    assert not caught.value.outcome_unknown
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_environments_on_aiohttp(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp")
+    async with a_proxy() as (url, asked):
+        monkeypatch.setenv("HTTPS_PROXY", url)
+        async with AsyncCortecs(anonymous=True, max_retries=0, transport="aiohttp") as client:
+            with pytest.raises(
+                errors.TransportError, match="the proxy rejected the connection: 403"
+            ) as caught:
                 await client.models.list()
     assert asked == [b"CONNECT cortecs.ai:443 HTTP/1.1"]
     assert "passw0rd" not in str(caught.value)

@@ -26,7 +26,6 @@ from _grids import BACKENDS, grid
 from _promises import BASELINE, OWNER, created, intent, state_of
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, SYSTEM, World, client_of, emulated_wall_clock
-from attrs import evolve
 
 from cortecs_async import AsyncCortecs, PollPolicy, errors
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
@@ -242,7 +241,7 @@ async def test_a_start_that_is_cancelled_while_its_intent_is_written_leaves_no_p
     world: World, journals: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     disk = SlowDisk(when)
-    monkeypatch.setattr(Wiring, "system", evolve(SYSTEM, off_loop=disk))
+    monkeypatch.setattr(Wiring, "system", SYSTEM._replace(off_loop=disk))
     async with world(guard="auto", journal="required") as (emu, client):
         disk.is_slow = True
         with anyio.move_on_after(0.5) as scope:
@@ -259,7 +258,7 @@ async def test_a_start_that_is_cancelled_while_its_refusal_is_recorded_leaves_no
     world: World, journals: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = SlowDisk("before")
-    monkeypatch.setattr(Wiring, "system", evolve(SYSTEM, off_loop=disk))
+    monkeypatch.setattr(Wiring, "system", SYSTEM._replace(off_loop=disk))
     async with world(guard="auto", journal="required") as (emu, client):
         disk.is_slow = True
         began = anyio.current_time()
@@ -325,7 +324,7 @@ async def test_a_start_whose_coroutine_is_closed_after_its_intent_leaves_no_prom
     world: World, journals: Path, reapers: list[FakeReaper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = SlowDisk("after")
-    monkeypatch.setattr(Wiring, "system", evolve(SYSTEM, off_loop=disk))
+    monkeypatch.setattr(Wiring, "system", SYSTEM._replace(off_loop=disk))
     async with world(guard="auto", journal="required") as (emu, client):
         disk.is_slow = True
         lease = client.instance(MODEL, HARDWARE)
@@ -344,7 +343,7 @@ async def test_an_instance_that_was_found_while_the_lease_was_cancelled_is_relea
     world: World, journals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = SlowDisk("after")
-    monkeypatch.setattr(Wiring, "system", evolve(SYSTEM, off_loop=disk))
+    monkeypatch.setattr(Wiring, "system", SYSTEM._replace(off_loop=disk))
     async with world(journal="auto") as (emu, client):
         found: list[bool] = []
         with anyio.CancelScope() as scope:
@@ -370,7 +369,7 @@ async def test_a_response_just_before_the_deadline_is_recorded_before_the_block_
     world: World, journals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = SlowDisk("before")
-    monkeypatch.setattr(Wiring, "system", evolve(SYSTEM, off_loop=disk))
+    monkeypatch.setattr(Wiring, "system", SYSTEM._replace(off_loop=disk))
     async with world(journal="auto", step_seconds=0.0) as (emu, client):
         record_created = client._wiring.promises.record_created
 

@@ -389,6 +389,7 @@ async def test_nothing_starts_without_a_required_reaper(
     world: World, journals: Path, reapers: list[StubReaper]
 ) -> None:
     async with world(journal="auto", guard="required") as (emu, client):
+        assert client._wiring.promises.uses_reaper  # before the first lease, for the next line
         reapers[-1].problem = "no processes here"
         with pytest.raises(errors.GuardError, match=r"no processes here\. Nothing was started"):
             async with client.instance(MODEL, HARDWARE):

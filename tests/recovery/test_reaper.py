@@ -22,7 +22,6 @@ from _processes import until
 from _promises import BASELINE, created, state_of
 from _reapers import SilentProcess, StubReaper, stub_reapers
 from _world import HARDWARE, MODEL, SYSTEM, World, client_of
-from attrs import evolve
 
 from cortecs_async._aio import clock, eventloop
 from cortecs_async._aio.clock import SteadyClock
@@ -425,7 +424,7 @@ def reapers(monkeypatch: pytest.MonkeyPatch) -> list[StubReaper]:
 async def test_a_lease_can_be_collected_while_its_thread_holds_every_lock_of_the_store(
     world: World, journals: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(Wiring, "system", evolve(SYSTEM, in_background=in_background))
+    monkeypatch.setattr(Wiring, "system", SYSTEM._replace(in_background=in_background))
     monkeypatch.setattr(LoopBinding, "call_soon", lambda *_: False)  # as if the event loop had ended
     async with world(**options) as (_, client):
         promises = client._wiring.promises

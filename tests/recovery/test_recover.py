@@ -15,7 +15,7 @@ from _world import HARDWARE, MODEL, World, emulated_wall_clock
 from attrs import evolve
 
 from cortecs_async import AsyncCortecs
-from cortecs_async._api.polling import ABSENCE_SPAN
+from cortecs_async._api.subscription import ABSENCE_SPAN
 from cortecs_async._recovery.claims import collect_foreign_claims
 from cortecs_async._recovery.pending import PendingPromise, RecoveryResult
 from cortecs_async._recovery.records import JournalState, Record
