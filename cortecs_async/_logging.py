@@ -18,6 +18,8 @@ from ._events import Event as Event  # noqa: PLC0414  (re-exported for all modul
 
 _PREFIX = "cortecs_"
 
+_httpx_logger = logging.getLogger("httpx")
+
 
 def log(event: Event, /, *, exc_info: bool = False, **values: Any) -> None:
     """Log an event. Errors in the program's handlers and filters are ignored.
@@ -35,6 +37,11 @@ def log(event: Event, /, *, exc_info: bool = False, **values: Any) -> None:
     args = (values,) if values else ()
     with contextlib.suppress(Exception):
         event.logger.log(event.level, event.message, *args, exc_info=exc_info, extra=extra, stacklevel=2)
+
+
+def is_httpx_logged() -> bool:
+    """Return whether httpx would log the requests of its clients."""
+    return _httpx_logger.isEnabledFor(logging.INFO)
 
 
 VARIABLE = "CORTECS_LOG"

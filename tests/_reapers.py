@@ -22,6 +22,7 @@ class StubReaper:
         on_death: Callable[[], None],
         _on_action: Callable[[Record], None],
         on_rehearsed: Callable[[str, str], None],
+        *_: object,
     ) -> None:
         self.on_death = on_death
         self._on_rehearsed = on_rehearsed

@@ -821,14 +821,14 @@ MUTANTS = [
     Mutant(
         "has a reaper that does not release the expired instances of a blocked program",
         "_recovery/reaper.py",
-        "            if not due:\n",
-        "            if True:\n",
+        "is None or due_at > now:",
+        "is None or True:",
         "recovery/test_store.py::TestReaper::test_it_releases_what_expired_though_its_parent_lives",
     ),
     Mutant(
         "has a reaper that releases the same instance twice",
         "_recovery/reaper.py",
-        "            self._workers.update(dict.fromkeys((promise.key for promise in due), thread))\n",
+        "            self._workers.update(dict.fromkeys((promise.key for promise in due), worker))\n",
         "",
         "recovery/test_mutations.py::test_a_reaper_does_not_begin_twice_with_the_same_instance",
     ),

@@ -118,7 +118,7 @@ def run_worlds(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_few_worlds_leave_nothing(backend: Backend) -> None:
-    tally = run_worlds(backend, BACKENDS.index(backend), count=40, phases=(Phase.generate, Phase.shrink))
+    tally = run_worlds(backend, BACKENDS.index(backend), count=60, phases=(Phase.generate, Phase.shrink))
     assert [name for name in (RARE, *NEEDED) if not tally[name]] == []
 
 

@@ -67,7 +67,7 @@ LOG = """\
 
 # The cost ledger: the end of each lease, its project, hardware, outcome, and cost.
 LEASES = """\
-9:15   search    NVIDIA_L4_1   recovered 0.165
+9:15   search    NVIDIA_L4_1   recovered 0.150
 9:15   help desk NVIDIA_L40S_1 idle      0.480
 9:41   search    NVIDIA_L4_1   released  0.180
 10:35  agents    NVIDIA_L40S_1 idle      1.080
@@ -84,8 +84,8 @@ project    leases  failed    time    cost
 agents     3       1 failed  58m56s  1.80 EUR
 help desk  3                 54m18s  1.68 EUR
 notebook   1                 40m00s  1.23 EUR
-search     3                 31m32s  0.51 EUR
-total      10      1 failed  3h04m   5.22 EUR
+search     3                 31m32s  0.49 EUR
+total      10      1 failed  3h04m   5.21 EUR
 Some prices are taken from other leases on the same hardware.
 Estimated from list prices; your invoice is authoritative.
 """
@@ -94,15 +94,15 @@ BY_OUTCOME = """\
 outcome    leases  failed    time    cost
 idle       4                 1h30m   2.76 EUR
 released   3                 1h01m   1.57 EUR
-recovered  2                 30m11s  0.80 EUR
+recovered  2                 30m10s  0.78 EUR
 failed     1       1 failed  3m00s   0.09 EUR
-total      10      1 failed  3h04m   5.22 EUR
+total      10      1 failed  3h04m   5.21 EUR
 Some prices are taken from other leases on the same hardware.
 Estimated from list prices; your invoice is authoritative.
 """
 
 # By instance: what the bill has and the ledger does not.
-MORE_ON_THE_BILL = {"instance-10005": 0.03, "instance-10011": 0.03}
+MORE_ON_THE_BILL = {"instance-10003": 0.015, "instance-10005": 0.03, "instance-10011": 0.03}
 
 
 class Day:

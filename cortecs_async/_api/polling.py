@@ -41,9 +41,9 @@ _MAX_RETRY_AFTER = 60.0
 # Requests by id in one poll, for instances missing from the list. The others follow in the next polls.
 _MAX_REQUESTS_BY_ID = 20
 
-# Seconds to wait after a list, for each listed instance: with thousands, a list is expensive, and one of the
-# waits is always due.
-_PAUSE_PER_INSTANCE = 0.0002
+# Seconds to wait after a list: per listed instance, and at most. With thousands, a list is expensive, and one
+# of the waits is always due. A wait may learn of a change half a second late.
+_PAUSE_PER_INSTANCE, _MAX_PAUSE = 0.0002, 0.5
 
 # Lists of fewer instances are cheap, and polls after them are not delayed.
 _MIN_LONG_LIST = 200
@@ -307,7 +307,7 @@ class Poller:
         self.latest = ListedIds.of(listing, began)
         self.listed = self.latest.ids
         if len(listing) >= _MIN_LONG_LIST:
-            pause = min(_PAUSE_PER_INSTANCE * len(listing), self._policy.max_interval)
+            pause = min(_PAUSE_PER_INSTANCE * len(listing), _MAX_PAUSE)
             self._paused_until = max(self._paused_until, anyio.current_time() + pause)
         readings: Readings = {each.instance_id: each for each in listing}
         for entry in listing.unreadable:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import logging
 import socket
 import ssl
 from collections.abc import AsyncIterable, Mapping
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import httpx
 from attrs import field, frozen
 
+from .._logging import is_httpx_logged
 from .body import MAX_BODY, BodyError, read_body
 
 if TYPE_CHECKING:
@@ -44,9 +44,6 @@ _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 # Maximum number of parsed URLs to keep. Most requests have one of a few URLs.
 _MAX_URLS = 256
-
-# The logger to which httpx logs each request.
-_httpx_logger = logging.getLogger("httpx")
 
 
 @frozen(kw_only=True)
@@ -240,4 +237,4 @@ def _is_watched() -> bool:
     """Return whether something observes `AsyncClient.send`: the log, or a library that replaced it."""
     send = httpx.AsyncClient.send
     is_replaced = hasattr(send, "__wrapped__") or send.__module__ != httpx.AsyncClient.__init__.__module__
-    return is_replaced or _httpx_logger.isEnabledFor(logging.INFO)
+    return is_replaced or is_httpx_logged()

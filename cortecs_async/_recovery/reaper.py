@@ -68,8 +68,6 @@ main()
 
 _STDIN, _STDOUT = 0, 1
 
-# A Unix time that is never reached.
-_NEVER = float("inf")
 
 # Seconds after an instance expires in which a living parent can still release it itself.
 GRACE = 5.0
@@ -172,15 +170,20 @@ class Reaper:
         `now` is the Unix time by which all messages were received.
         """
         now = self._wall_clock() if now is None else now
+        if (due_at := self.next_due()) is None or due_at > now:
+            return
+        import threading  # noqa: PLC0415  (needed only here)
+
+        thread = threading.Thread(target=lambda: self._work(due))
+        due = self.take_due(now, thread)
+        thread.start()
+
+    def take_due(self, now: float, worker: Thread) -> list[Promise]:
+        """Return the promises that are due at a Unix time. From now on, `worker` works on them."""
         with self._lock:
             due = [each for key in self._due.take(now) if (each := self.state.promises.get(key))]
-            if not due:
-                return
-            import threading  # noqa: PLC0415  (needed only here)
-
-            thread = threading.Thread(target=self._work, args=(due,))
-            self._workers.update(dict.fromkeys((promise.key for promise in due), thread))
-        thread.start()
+            self._workers.update(dict.fromkeys((promise.key for promise in due), worker))
+        return due
 
     def _work(self, promises: Sequence[Promise]) -> None:
         """Fulfill promises while the parent lives. Failed ones are retried after a while."""

@@ -48,12 +48,15 @@ def check_reaper(sealed: Secret | None = None, records: Path | None = None) -> N
     """Start a reaper without promises, wait for its response, and stop it again. Blocks.
 
     With the description of an account, the reaper must also connect to the account's service. The record in
-    the folder `records` is not sufficient, but it is replaced.
+    the folder `records` is not sufficient, but it is replaced, unless there is no such folder: a check does
+    not create files where no lease has.
 
     Raises:
         GuardError: If no reaper can run here, or it cannot reach the service.
     """
     problems: queue.SimpleQueue[str] = queue.SimpleQueue()
+    if records is not None and not records.is_dir():
+        records = None
     reaper = ReaperProcess(lambda: None, lambda _: None, lambda _, problem: problems.put(problem), records)
     with fork_lock():
         reaper.start()

@@ -255,14 +255,7 @@ class WorldReaper(Actor):
             with anyio.move_on_after(math.inf if due is None else max(due - wall_clock(), 0.0)):
                 await self._changed.wait()
             self._changed = anyio.Event()
-            now = wall_clock()
-            late = [
-                each
-                for each in reaper._not_begun()
-                if each.is_due(now, owner_lives=True, grace=_reaper.GRACE)
-            ]
-            if late:
-                reaper._workers.update(dict.fromkeys((each.key for each in late), threading.current_thread()))
+            if late := reaper.take_due(wall_clock(), threading.current_thread()):
                 tasks.start_soon(self._reap, late)
         else:
             return
@@ -342,9 +335,7 @@ def _reap_nothing(*_: Any) -> None:
 class WorldReaperProcess:
     """Replaces `ReaperProcess`: the parent's side of a `WorldReaper`."""
 
-    def __init__(
-        self, on_death: Callable[[], None], on_action: Callable[[Record], None], _: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, on_death: Callable[[], None], on_action: Callable[[Record], None], *_: object) -> None:
         self._on_death = on_death
         self._on_action = on_action
         self._child: WorldReaper | None = None

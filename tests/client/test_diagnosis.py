@@ -243,7 +243,7 @@ async def test_what_is_switched_off_is_not_checked(world: World, journals: Path)
 
 
 async def test_no_reaper_to_be_had(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(_: object) -> None:
+    def none(*_: object) -> None:
         raise GuardError("no Python here")
 
     monkeypatch.setattr(_promises, "check_reaper", none)
