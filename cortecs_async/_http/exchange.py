@@ -42,6 +42,10 @@ KEEP_ALIVE = [
 # Methods whose requests have a Content-Length even without a body.
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
+# The methods of `httpx.AsyncClient` that libraries replace to see its requests or to answer them: tracing
+# libraries the first one, and vcrpy before version 8 the second one.
+_REPLACED_METHODS = ("send", "_send_single_request")
+
 # Maximum number of parsed URLs to keep. Most requests have one of a few URLs.
 _MAX_URLS = 256
 
@@ -185,7 +189,9 @@ class AiohttpExchange:
             ),
             **self._proxy,
         ) as response:
-            return await _read(response.status, response.headers, response.content.iter_any())
+            # aiohttp's own headers hide all but one value of a repeated header.
+            received = httpx.Headers(response.raw_headers)
+            return await _read(response.status, received, response.content.iter_any())
 
     async def aclose(self) -> None:
         if self._opened is not None:
@@ -234,7 +240,11 @@ async def _read(status: int, headers: Mapping[str, str], chunks: AsyncIterable[b
 
 
 def _is_watched() -> bool:
-    """Return whether something observes `AsyncClient.send`: the log, or a library that replaced it."""
-    send = httpx.AsyncClient.send
-    is_replaced = hasattr(send, "__wrapped__") or send.__module__ != httpx.AsyncClient.__init__.__module__
-    return is_replaced or is_httpx_logged()
+    """Return whether the log or a library observes the requests of `httpx.AsyncClient`."""
+    return is_httpx_logged() or any(map(_is_replaced, _REPLACED_METHODS))
+
+
+def _is_replaced(name: str) -> bool:
+    method = getattr(httpx.AsyncClient, name, None)
+    own_module = httpx.AsyncClient.__init__.__module__
+    return hasattr(method, "__wrapped__") or getattr(method, "__module__", None) != own_module

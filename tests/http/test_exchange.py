@@ -126,6 +126,20 @@ GOOD = {
 
 @pytest.mark.sockets
 @TRANSPORTS
+async def test_the_headers_of_a_response_are_the_same_on_all_transports(transport: str) -> None:
+    headers = ("X-A: 1", "x-a: 2", "X-B: \xe9", "Retry-After: 1", "Retry-After: 2")
+    async with served(transport, raw("200 OK", MODELS, *headers)) as (_, client, _):
+        calls = client.with_options()
+        await calls.models.list()
+        assert calls.last_response is not None
+        received = calls.last_response.headers
+    assert received["X-A"] == received["x-a"] == "1, 2"
+    assert received["x-b"] == "\xe9"
+    assert dict(received)["retry-after"] == "1, 2"
+
+
+@pytest.mark.sockets
+@TRANSPORTS
 @pytest.mark.parametrize("kind", GOOD)
 async def test_a_response_is_read(transport: str, kind: str) -> None:
     async with served(transport, GOOD[kind], GOOD[kind]) as (server, client, _):
@@ -333,6 +347,19 @@ class TestWatched:
                 monkeypatch.setattr(httpx.AsyncClient, "send", replacement)
                 assert await client.models.list() == ()
         assert seen == [f"{API}/models/"] * 2
+
+    @respx.mock(base_url=API)
+    async def test_by_a_library_that_answers_requests(
+        self, respx_mock: respx.MockRouter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def answered(_: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, json={"models": []}, request=request)
+
+        # As vcrpy did before version 8.
+        monkeypatch.setattr(httpx.AsyncClient, "_send_single_request", answered)
+        async with AsyncCortecs(anonymous=True, api_base_url=API) as client:
+            assert await client.models.list() == ()
+        assert not respx_mock.calls
 
     async def test_by_the_hooks_of_the_callers_client(self) -> None:
         seen = []
