@@ -124,10 +124,13 @@ class HttpxExchange:
     def build(self, request: Request) -> httpx.Request:
         """Return the request as an httpx request."""
         if self._transport is None:
-            # The caller's own client adds its headers, cookies, and parameters.
+            # The caller's own client adds its headers, cookies, and parameters. If it has parameters, httpx
+            # drops the ones in the URL.
+            params = str(parse_url(request.url).params) if self.client.params else None
             return self.client.build_request(
                 request.method,
                 request.url,
+                params=params,
                 content=request.body,
                 headers=request.headers,
                 extensions=request.extensions,

@@ -377,6 +377,24 @@ class TestWatched:
         assert seen == [httpx.Request, httpx.Response]
 
 
+async def test_the_parameters_of_the_callers_client_are_added(anyio_backend_name: str) -> None:
+    seen = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.query.decode())
+        if request.url.path.endswith("/old"):
+            return httpx.Response(302, headers={"Location": "/new?page=2"})
+        return httpx.Response(200, json={"access_token": TOKEN, "expires_in": 3600})
+
+    async with (
+        httpx.AsyncClient(transport=httpx.MockTransport(respond), params={"tenant": "a"}) as http,
+        AsyncCortecs(CLIENT_ID, SECRET, api_base_url=API, http_client=http) as client,
+    ):
+        await client.request("GET", "/models/", params={"q": "b c"})
+        await client.request("GET", "/old")
+    assert seen == ["tenant=a", "tenant=a&q=b+c", "tenant=a", "tenant=a&page=2"]
+
+
 async def test_each_library_has_its_exchange(anyio_backend_name: str) -> None:
     pytest.importorskip("aiohttp")
     exchanges: list[Exchange] = []
