@@ -119,9 +119,9 @@ def peer_leases(count: int) -> dict[str, Any]:
 
 
 async def hold() -> None:
-    """Hold a lease until this process is killed, and say when it is running and sends no requests."""
+    """Hold a lease until this process is killed, and report when it is running and sends no requests."""
     async with AsyncCortecs() as client, client.instance(MODEL):
-        # Then the first status check is over, and the next one comes ten seconds after it.
+        # By then, the first status check is done. The next one is ten seconds later.
         await asyncio.sleep(3)
         print("running", flush=True)
         await asyncio.Event().wait()

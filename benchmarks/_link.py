@@ -7,10 +7,10 @@ import contextlib
 
 
 class Link:
-    """Serves the connections to a server, and passes everything on after half of a round trip.
+    """Accepts connections and forwards all data to and from a server after half a round trip.
 
-    What a client sends on a new connection waits for another round trip, as for a TCP handshake, because the
-    system accepts connections on loopback at once.
+    The first data on a new connection is delayed by another round trip, for the TCP handshake: the system
+    accepts connections on loopback immediately.
 
     Args:
         port: The port of the server.

@@ -43,7 +43,7 @@ class Server:
         is_light: Whether the endpoints of the instances are a server that always gives the same answer, and
             takes little CPU time, instead of the emulator.
         spread: With `is_light`: the time to answer varies at random, by up to this share.
-        faults: With `is_light`: statuses of faults, each with its share of the answers.
+        faults: With `is_light`: the statuses of faulty answers, each with its share of all answers.
         round_trip: Seconds for a round trip to the API, as for a server that is far away.
 
     Attributes:

@@ -47,14 +47,14 @@ def _exit_at_interrupt(exit_code: int) -> None:
 
 
 def _run() -> None:
-    # If rich is installed, httpx loads it, pygments, and more for its own command line, which no command
-    # uses: half of the time that its import takes. Without this module, httpx leaves its command line out.
+    # httpx has a command line of its own. If rich is installed, httpx imports rich, pygments, and more for
+    # it, which takes half of the import's time. This makes httpx skip its command line.
     sys.modules["httpx._main"] = None  # type: ignore[assignment]
     try:
         from ._cli import cli  # noqa: PLC0415  (optional dependencies)
 
         cli(prog_name="cortecs-async")
-    except ImportError as error:  # also from a command, which imports what it needs
+    except ImportError as error:  # raised by a command too: each imports its packages when it is called
         missing = (error.name or "").partition(".")[0]
         if missing not in {"click", "dotenv", "rich"}:
             raise

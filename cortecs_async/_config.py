@@ -133,8 +133,8 @@ class PollPolicy:
     """The polling intervals. The service does not send events, so the client polls for changes.
 
     The time between two polls is the time waited so far times `growth`, but at least `min_interval` and at
-    most `max_interval`. If the service responds slowly, half of it is a pause. A change is noticed after at
-    most this time, plus the response time.
+    most `max_interval`. The response time counts toward it when the client polls for one instance. Even then,
+    the client pauses for at least half of the time, so a slow service is polled less often.
 
     Specify each time as seconds, a `timedelta`, or a string such as "90s". The attributes are seconds.
 

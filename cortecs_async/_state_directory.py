@@ -76,7 +76,7 @@ def has_files(folder: Path) -> bool:
     try:
         with os.scandir(folder) as entries:
             return any(entries)
-    except OSError:  # as for `StateFolder`, from which nothing can be read then
+    except OSError:  # `StateFolder` could not read it either
         return False
 
 

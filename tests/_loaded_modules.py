@@ -36,7 +36,7 @@ def loaded_modules(program: str, *arguments: str, before: str = "pass") -> list[
         arguments: Its arguments.
         before: Statements that run first. What they load is not counted.
     """
-    # -I: neither the working directory nor the machine's variables, only what is installed beside this
+    # -I: neither the working directory nor the machine's variables, only what is installed with this
     # interpreter; and the very package that the other tests run against.
     done = subprocess.run(
         [sys.executable, "-I", "-c", _PROGRAM, LOCATION, before, program, *arguments],

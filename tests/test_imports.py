@@ -69,7 +69,7 @@ print(json.dumps([sorted(sys.modules), asked]))
 
 def run(statement: str, absent: list[str]) -> tuple[set[str], list[str]]:
     """Return the modules that `statement` loads without the `absent` packages, and which import those."""
-    # -I: neither the working directory nor the machine's variables, only what is installed beside this
+    # -I: neither the working directory nor the machine's variables, only what is installed with this
     # interpreter; and the very package that the other tests run against.
     done = subprocess.run(
         [sys.executable, "-I", "-c", PROGRAM, json.dumps([LOCATION, absent, statement])],

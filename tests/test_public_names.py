@@ -117,7 +117,7 @@ assert not {"cortecs_async.types", "cortecs_async.errors"} & set(sys.modules)
 
 
 @pytest.mark.smoke
-def test_nobody_needs_to_import_the_public_module_first(tmp_path: Path) -> None:
+def test_importing_the_public_module_first_is_unnecessary(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         capture_output=True,

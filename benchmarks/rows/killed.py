@@ -38,7 +38,7 @@ def killed(server: Server) -> tuple[float, float]:
 def row() -> Row:
     """Measure the reaper of a program with one lease whose instance is running."""
     with Server() as server:
-        # The first round does not count: a new state directory has nothing to build on.
+        # The first round does not count: in a new state directory, the reaper has no record of a rehearsal.
         seconds, memory = zip(*[killed(server) for _ in range(_ROUNDS + 1)][1:], strict=True)
     return Row(
         name="killed",

@@ -24,7 +24,7 @@ Runs = dict[int, dict[str, list[dict[str, Any]]]]
 
 
 def sides_of(count: int) -> list[str]:
-    """Return the sides that run with this number of leases. The transport hardly counts for a few."""
+    """Return the sides that run with this number of leases. The transport hardly matters for a few leases."""
     return {1: ["ours", _FIRST, PEER], 10: ["ours", PEER]}.get(count, [*OURS, PEER])
 
 
@@ -45,7 +45,7 @@ def measured(server: Server) -> tuple[Runs, list[dict[str, Any]]]:
     """Return the runs, and the rates of bare httpx in each round."""
     all_runs: Runs = {}
     bare: list[dict[str, Any]] = []
-    # For the state directory, which users have from earlier programs.
+    # Does not count: it creates the state directory, which users have from earlier programs.
     run_leases(server, "ours", 1)
     for count, rounds in _SCHEDULE.items():
         all_runs[count] = {side: [] for side in sides_of(count)}
@@ -108,7 +108,7 @@ def row() -> Row:
             Leases in parallel, in a fresh process per run. An instance is running {READY_AFTER:g} s after its
             start, and the blocks end when all instances are running. Our client has its defaults: it
             confirms that the instances are deleted, and it has a journal and a reaper, whose CPU time counts.
-            Its state directory is that of earlier programs, except with "{_FIRST}".
+            Its state directory has been used by earlier programs, except with "{_FIRST}".
             cortecs-py is used as its users call it: one client, one thread per lease, its own polling. It
             does not confirm that instances are deleted. CPU and memory are those of the client's process,
             without imports. No side left instances.
@@ -117,8 +117,9 @@ def row() -> Row:
             concurrency, it sent {rate["mix"]:.0f} requests per second of the kind that leases send: starts,
             stops and deletions of {_MAX_COUNT:,} instances.
 
-            A single lease pays alone for the TLS configuration, the start of the reaper, and the journal, and
-            polls its instance more often for a shorter lag. A thousand leases share all of that.
+            The TLS configuration, the reaper, and the journal are set up once per process, so they cost the
+            most per lease if there is only one. A single lease also polls its instance more often, to notice
+            changes sooner.
         """,
         ratios=ratios,
         tables=[Table(columns, lines)],

@@ -12,7 +12,7 @@ from _server import MODEL, Server
 _ROUND_TRIP = 0.15
 _POLL_INTERVAL = 1
 
-# Seconds until an instance is running: at different phases of the peer's polling.
+# Seconds until an instance is running. It ends at different times between two of cortecs-py's polls.
 _READY_AFTER = (2.0, 2.33, 2.67)
 _ROUNDS = 3
 
@@ -47,7 +47,7 @@ def row() -> Row:
     for ready_after in _READY_AFTER:
         with Server(ready_after, round_trip=_ROUND_TRIP) as server:
             env = {**os.environ, **server.env}
-            # For our state directory, which users have from earlier programs.
+            # Does not count: it creates our state directory, which users have from earlier programs.
             run_command([sys.executable, "-P", "-c", _PROGRAMS["ours"]], env=env)
             for _ in range(_ROUNDS):
                 for side, source in _PROGRAMS.items():

@@ -25,7 +25,7 @@ def row() -> Row:
     cpu: dict[int, list[float]] = {count: [] for count in _COUNTS}
     elapsed: dict[int, list[float]] = {count: [] for count in _COUNTS}
     with Server(ready_after=2.0) as server:
-        # For the state directory, which users have from earlier programs.
+        # Does not count: it creates the state directory, which users have from earlier programs.
         child("leases", "ours", 1, env=server.env)
         for _ in range(_ROUNDS):
             for count in _COUNTS:

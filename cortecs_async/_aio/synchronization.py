@@ -103,7 +103,7 @@ class ThreadBroadcast:
                 wake_up()
 
     async def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition is true. Every change to it must be followed by a `notify`."""
+        """Wait until the condition is true. Call `notify` after each change that can make it true."""
         while True:
             event = anyio.Event()
             wake_up = partial(loop_runner(), event.set)

@@ -3,9 +3,9 @@
 Unknown fields are ignored, and unknown statuses are kept. A null counts as a missing field, and a missing
 field gets its default.
 
-The functions decode documented data and do not explain what is wrong with other data. They raise any
-exception, and then `structuring.py` decodes the value tolerantly or says what is wrong and where. It uses
-cattrs, which takes longer to import than everything else here, and most programs never need it.
+These functions only decode documented data. For any other data, they may raise any exception. Then,
+`structuring.py` decodes the value tolerantly, or says what is wrong and where. It is imported only then,
+because it uses cattrs, which takes longer to import than everything else here.
 
 A list is decoded entry by entry. An entry that cannot be parsed must not hide the others, so it becomes an
 `UnreadableEntry` in the `Listing`. Only data that is not a list raises.
@@ -28,14 +28,14 @@ T = TypeVar("T")
 
 _Reader = Callable[[Any], Any]
 
-# When a value can be used as it is, without calling its reader.
+# Expressions that are true if a value can be used as it is, so that its reader need not be called.
 _PLAIN: dict[_Reader, str] = {
     read_str: "type({0}) is str and {0}.isprintable()",
     read_int: "type({0}) is int",
 }
 
-# Most instances of an account have the same arguments, and the same few steps. Equal ones are one object, up
-# to this number of different ones.
+# Most instances of an account have the same arguments and one of a few startup steps, so identical values
+# share one object. This is the maximum number of different objects of a class to keep for that.
 _MAX_SHARED = 1000
 
 
@@ -92,7 +92,7 @@ def _structure(data: Any, cls: type[T]) -> T:
 
 
 def _new_reader(kind: Any) -> _Reader:
-    """Return what reads a value of this type. `X | None` is read as `X`, because a null has no reader."""
+    """Return the function that reads a value of this type. A null in `X | None` is not passed to it."""
     if kind in READERS:
         return READERS[kind]
     if attrs.has(kind):

@@ -25,8 +25,9 @@ def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None 
 def pause_after(interval: float, seconds: float) -> float:
     """Return the pause after a request that took `seconds`, so that requests begin `interval` seconds apart.
 
-    A change is then noticed as soon on a far service as on a near one. A slow service still gets a pause.
-    This is for polls of one instance: lists for many waits are expensive and always get the whole pause.
+    So the time until a change is noticed depends less on the distance to the service. If the service is slow,
+    the pause is still half of the interval. This is only for polls of one instance: lists for many waits are
+    expensive, so the pause after a list is the whole interval.
     """
     return max(interval - seconds, interval / 2)
 

@@ -42,7 +42,7 @@ _MAX_RETRY_AFTER = 60.0
 _MAX_REQUESTS_BY_ID = 20
 
 # Seconds to wait after a list: per listed instance, and at most. With thousands, a list is expensive, and one
-# of the waits is always due. A wait may learn of a change half a second late.
+# of the waits is always due. A change may be noticed half a second later.
 _PAUSE_PER_INSTANCE, _MAX_PAUSE = 0.0002, 0.5
 
 # Lists of fewer instances are cheap, and polls after them are not delayed.
@@ -82,7 +82,8 @@ class Poller:
         self._source = source
         self._policy = policy
         self._waiters: dict[Subscription, None] = {}
-        # The ones without news or an error, in order of arrival: the next leader is found without a search.
+        # The waits without news or an error, in order of arrival. The first one becomes the next leader, so
+        # no search is necessary.
         self._candidates: dict[Subscription, None] = {}
         self._has_leader = False
         self._next_poll = math.inf
@@ -233,7 +234,7 @@ class Poller:
             subscription.due = now + self._pause(subscription, now, began)
 
     def _pause(self, each: Subscription, now: float, began: float) -> float:
-        """Return the seconds until the next poll. The reading that arrives now was requested at `began`."""
+        """Return the seconds until the next poll, after a reading that was requested at `began`."""
         if each.missing_since is not None and not each.is_missing(now):
             return max(each.absence / 2, self._policy.min_interval)
         distance = each.step_times.distance(now)

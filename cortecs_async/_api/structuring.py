@@ -1,7 +1,8 @@
 """Decode tolerantly what `decoders.py` cannot, or say what is wrong and where, with a cattrs converter.
 
 It reads every field of the domain classes by its name and annotation, like `decoders.py`. In addition, fields
-that are only displayed can have any value. Without a default, or for a value of the wrong type, it raises.
+that are only displayed can have any value. For other fields, a value of the wrong type raises an error. So
+does a missing value without a default.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The progress display of `cortecs-async batch` without a terminal, and the texts of all displays."""
+"""The progress display of `cortecs-async batch` without a terminal, and the text that both displays share."""
 
 from __future__ import annotations
 

@@ -182,10 +182,10 @@ def cli_command(
 
 
 class Listed(NamedTuple):
-    """A command in the help of its group, which is loaded when it is called.
+    """A command that is listed in the help of its group. Its module is loaded only when it is needed.
 
     Attributes:
-        location: Its module in this package and its name there: "module:name".
+        location: Its module and its name in this module, such as "run:run".
         summary: The first paragraph of its docstring.
     """
 
@@ -197,7 +197,7 @@ class Group(click.Group):
     """The commands, in groups. A command's module is loaded only when the command or its help is needed.
 
     Args:
-        groups: The commands by their names, by the title of their group.
+        groups: The title of each group in the help, and the group's commands by name.
     """
 
     context_class = _Context
@@ -235,7 +235,7 @@ class Group(click.Group):
         """Complete the names of commands without loading the commands."""
         from click.shell_completion import CompletionItem  # noqa: PLC0415  (only for completion)
 
-        commands = self.summaries.items()
+        commands = sorted(self.summaries.items())
         found = [CompletionItem(name, help=text) for name, text in commands if name.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 

@@ -1,4 +1,4 @@
-"""What looks different on a terminal: tables and progress. rich, slow to load, is loaded only if it draws."""
+"""Tables and startup progress. rich is slow to import, so it is imported only where it draws something."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def print_table(
     optional: Sequence[str] = (),
     wrapped: Sequence[str] = (),
 ) -> None:
-    """Print a table on standard output, as `make_table` makes it for the width of standard output."""
+    """Print a table on standard output: with `make_table` on a terminal, otherwise with `plain_table`."""
     if has_terminal_output():
         from .tables import make_table, stdout_console  # noqa: PLC0415  (slow to import)
 
@@ -69,7 +69,7 @@ def print_table(
 
 
 def plain_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """Return a table as text without colors and line breaks, as rich draws it on unlimited width."""
+    """Return a table as text without colors and line breaks, as rich draws it with unlimited width."""
     lines = [[*columns], *([cell_text(cell) for cell in row] for row in rows)]
     widths = [max(map(_cell_len, column)) for column in zip(*lines, strict=True)]
     gap = " " * COLUMN_GAP

@@ -8,8 +8,8 @@ from .. import __version__
 from .command import Group, Listed
 from .global_options import GLOBAL_OPTIONS
 
-# The modules of the commands, and their summaries for the help, which loads no command. A test compares them
-# with the docstrings.
+# The module and the summary of each command. The summaries are here so that the help does not need to load
+# the commands. A test compares them with the docstrings.
 _GROUPS = {
     "Rent and use": {
         "run": Listed("run:run", "Start an instance, run a command, and delete the instance."),

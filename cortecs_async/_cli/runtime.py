@@ -71,7 +71,7 @@ def exit_interrupted() -> NoReturn:
 
 
 def cancel_on_signals(*more: signal.Signals) -> cancel_on_sigterm:
-    """Return a block that signals to end this program cancel: `more` signals and the usual ones."""
+    """Return a context manager that cancels its block on a termination signal or one of `more` signals."""
     from ..signals import cancel_on_sigterm  # noqa: PLC0415  (loads an event loop)
 
     return cancel_on_sigterm(*more, *termination_signals())

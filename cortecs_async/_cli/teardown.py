@@ -1,4 +1,4 @@
-"""What `stop` and `rm` do with each instance."""
+"""The actions of `stop` and `rm` on one instance, and how to run an action on several."""
 
 from __future__ import annotations
 

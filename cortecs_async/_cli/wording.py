@@ -75,7 +75,7 @@ _ARGUMENTS: tuple[tuple[str, str], ...] = (
 
 @functools.cache
 def _patterns() -> Sequence[tuple[re.Pattern[str], str]]:
-    # Compiled for the first text, because a command that succeeds has none.
+    # Compiled when first used: a command that succeeds does not need them.
     return (
         *((re.compile(phrase), ours) for phrase, ours in _PHRASES),
         *((re.compile(rf"(?<![\w./'\"-]){name}(?![\w'\"]|[./-]\w)"), ours) for name, ours in _ARGUMENTS),

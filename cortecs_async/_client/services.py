@@ -51,5 +51,5 @@ def lease_services(
     )
 
 
-# Also those of the lease itself, which `wiring.py` imports before.
+# Includes the classes of `_lease/lease.py`, which `wiring.py` imports before this module.
 publish_loaded()

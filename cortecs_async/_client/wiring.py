@@ -1,8 +1,7 @@
 """Connect the layers below `AsyncCortecs`. Imported when the first client is created.
 
-A client has the parts that send requests from the beginning. It gets the parts for leases with its first
-lease, and the ones that read or write the state directory when they are first used: most programs use one
-client, and many of them no lease.
+A new client has only the parts that send requests. The parts for leases, and those that use the state
+directory, are imported when they are first used: many programs never start a lease.
 """
 
 from __future__ import annotations
@@ -183,7 +182,7 @@ class Wiring:
     def _remember_credentials(self, credentials: Credentials, proven: bool) -> None:  # noqa: FBT001
         if self._promises is not None:
             self._promises.remember_credentials(credentials, proven)
-        elif proven or self._credentials is None:  # as `Promises.remember_credentials`
+        elif proven or self._credentials is None:  # like `Promises.remember_credentials`
             self._credentials = credentials
 
     def _note_plain_start(self, instance_id: str) -> None:
@@ -277,7 +276,7 @@ class Wiring:
             raise
 
     async def _report_orphans(self) -> None:
-        # Usually there are no journals, and no module for them is needed.
+        # Usually there are no journals, so their modules need not be imported.
         journals = journal_directory(self.state_dir)
         if self.journal != "off" and await self.system.off_loop(lambda: has_files(journals)):
             await self.promises.report_orphans()

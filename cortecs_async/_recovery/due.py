@@ -1,14 +1,14 @@
 """The times at which promises are due, for the reaper.
 
-The reaper asks for the earliest one after each message. It must not look at all promises then, because a
-program with thousands of leases sends thousands of messages.
+The reaper needs the earliest one after each message. It must not go through all promises each time, because
+a program with thousands of leases sends thousands of messages.
 """
 
 from __future__ import annotations
 
 from _heapq import heapify, heappop, heappush  # `heapq` itself takes longer to import
 
-# Outdated entries to keep before the heap is built again.
+# The heap is rebuilt once it has this many outdated entries more than twice the number of promises.
 _MIN_OUTDATED = 64
 
 

@@ -1,12 +1,19 @@
-"""The messages that a parent sends to its reaper, as lines.
+"""The messages between a parent and its reaper, as lines.
 
-A line is marshalled data in hexadecimal. `json` would import `re`, and the two together take as long as the
-rest of the reaper's start. Both ends run the same interpreter, and only the parent can write to the pipe.
+A line to the reaper is marshalled data in hexadecimal. `json` would import `re`, and the two together take as
+long as the rest of the reaper's start. Both ends run the same interpreter, and only the parent can write to
+the pipe. A line to the parent is JSON. Most of them are acknowledgments, which are formatted without `json`.
 """
 
 from __future__ import annotations
 
+import _thread
 import marshal
+import os
+import sys
+
+from .._platform import NO_REAPER
+from .records import encode
 
 TYPE_CHECKING = False  # `typing` takes milliseconds to import
 if TYPE_CHECKING:
@@ -38,3 +45,39 @@ def _decode_line(line: bytes) -> Record | None:
     except (ValueError, EOFError, TypeError):
         return None
     return message if isinstance(message, dict) else None
+
+
+class ParentPipe:
+    """The pipe from the reaper to its parent. Sending never blocks.
+
+    Messages from different threads never mix. If the pipe is full because the parent is suspended, messages
+    are kept until there is room.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._unsent = b""
+        self._lock = _thread.allocate_lock()
+        if sys.platform == "win32":
+            raise OSError(NO_REAPER)
+        os.set_blocking(fd, False)
+
+    def send(self, message: Record) -> None:
+        """Send a message, or keep it for `flush`."""
+        # An acknowledgment is the one message that every reaper sends, so it does without `json`.
+        line = b'{"ack":%d}\n' % message["ack"] if "ack" in message else encode([message])
+        with self._lock:
+            self._unsent += line
+        self.flush()
+
+    def flush(self) -> bool:
+        """Send as much as there is room for. Return whether anything is left."""
+        with self._lock:
+            try:
+                while self._unsent:
+                    self._unsent = self._unsent[os.write(self._fd, self._unsent) :]
+            except BlockingIOError:
+                return True
+            except OSError:
+                self._unsent = b""  # the parent is dead
+            return False

@@ -31,7 +31,7 @@ import time
 from .._aio.clock import SteadyClock
 from .._platform import NO_REAPER, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK
 from .due import DueTimes
-from .pipe import decode_messages
+from .pipe import ParentPipe, decode_messages
 from .records import JournalState, encode
 from .rehearsal import Rehearsals, import_lock
 
@@ -67,7 +67,6 @@ main()
 """
 
 _STDIN, _STDOUT = 0, 1
-
 
 # Seconds after an instance expires in which a living parent can still release it itself.
 GRACE = 5.0
@@ -309,7 +308,7 @@ def main() -> None:
     for fd in (_STDIN, _STDOUT):
         os.dup2(null, fd)
     serve(stdin, stdout)
-    # Nothing is left to clean up, and the interpreter would take a sixth of the time of its start for it.
+    # Nothing is left to clean up, and a normal exit takes a sixth as long as the reaper's start.
     os._exit(0)
 
 
@@ -324,7 +323,7 @@ def _set_signals() -> None:
 
 def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
     """Receive messages until the parent sends BYE or dies. The arguments are the pipes from and to it."""
-    parent = _Parent(stdout)
+    parent = ParentPipe(stdout)
     clock = SteadyClock()
     rehearsals = Rehearsals(parent.send, closed_in_child=(stdin, stdout))
     reaper = Reaper(parent.send, reap, clock, rehearsals.begin)
@@ -352,7 +351,7 @@ def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
         reaper.recover_after_parent()
 
 
-def _wait(reaper: Reaper, parent: _Parent, now: float) -> float | None:
+def _wait(reaper: Reaper, parent: ParentPipe, now: float) -> float | None:
     """Return the seconds to wait for a message, or None to wait until there is one."""
     due = reaper.next_due()
     if parent.flush():
@@ -368,41 +367,6 @@ def _by_clock(message: Record, clock: SteadyClock) -> Record:
         if isinstance(value := message.get(name), (int, float))
     }
     return {**message, **times}
-
-
-class _Parent:
-    """The pipe to the parent. Sending never blocks, and messages from different threads never mix.
-
-    If the pipe is full because the parent is suspended, messages are kept until there is room.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._unsent = b""
-        self._lock = _thread.allocate_lock()
-        if sys.platform == "win32":
-            raise OSError(NO_REAPER)
-        os.set_blocking(fd, False)
-
-    def send(self, message: Record) -> None:
-        """Send a message, or keep it for `flush`."""
-        # The one message that every reaper sends. Without `json`, see above.
-        line = b'{"ack":%d}\n' % message["ack"] if "ack" in message else encode([message])
-        with self._lock:
-            self._unsent += line
-        self.flush()
-
-    def flush(self) -> bool:
-        """Send as much as there is room for. Return whether anything is left."""
-        with self._lock:
-            try:
-                while self._unsent:
-                    self._unsent = self._unsent[os.write(self._fd, self._unsent) :]
-            except BlockingIOError:
-                return True
-            except OSError:
-                self._unsent = b""  # the parent is dead
-            return False
 
 
 def _discard(_: Record) -> None:

@@ -45,7 +45,7 @@ class ReaperProcess:
     The callbacks are called in a thread: `on_death` when the reaper dies unexpectedly, `on_action` with the
     record of an action by the reaper, and `on_rehearsed` after the reaper has tried to connect to the service
     of an account, with the account and the problem (empty if there is none). `records` is the folder for the
-    records of rehearsals, or None without one.
+    records of rehearsals, or None to keep none.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ _REAPER_TIMEOUT, _LOCAL_REAPER_TIMEOUT = 24 * 3600.0, 300.0
 _REFUSED_PAUSE = 600.0
 
 # Seconds to wait once the owner is dead, for a request to start or restart an instance that is still in
-# flight. Anything else is released at once: a stop or delete request in flight does not interfere.
+# flight. Anything else is released immediately: a stop or delete request in flight does not interfere.
 _IN_FLIGHT_DELAY = 0.5
 
 # Seconds for a rehearsal to connect to the service.

@@ -3,7 +3,7 @@
 When the reaper receives an account, it forks a child. The child imports the HTTP stack, creates the HTTP
 client, and connects, as the reaper would after its parent's death. It reports any problem and exits, so the
 reaper itself stays small. The child runs `recover.rehearse`, and then records the outcome, so that the next
-program can do without (see `rehearsal_record`, which also decides when it can).
+program can skip its rehearsal (`rehearsal_record` decides whether it can).
 """
 
 from __future__ import annotations
@@ -146,13 +146,13 @@ def _perform(
 
 
 class _MissingModules:
-    """The last finder of the import system, which notes what the others have not found."""
+    """An import finder for the end of `sys.meta_path`. It records the modules that no finder has found."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
 
     def find_spec(self, name: str, *_: object) -> None:
-        """Note a module that was not found."""
+        """Record a module that was not found."""
         self.names.add(name)
 
 

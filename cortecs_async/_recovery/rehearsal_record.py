@@ -1,14 +1,14 @@
 """Records of successful rehearsals, so that not every program has to repeat one.
 
 A rehearsal shows that the reaper's interpreter can import the HTTP stack, and that it can then connect to the
-service with its client's proxies and certificates. It takes most of the time of a short lease. It is left out
-if all of this holds:
+service with its client's proxies and certificates. It takes most of the time of a short lease. It is skipped
+if all of these are true:
 
 1. The client itself connects with the same settings: it has no `http_client=` and uses httpx, as its reaper
    does. A client sends no start request before the service has given it a token and the list of instances,
    so the network, the proxy, and the service work at that time.
-2. A reaper has connected with these settings within a day. So nothing that differs between a client and its
-   reaper, such as other environment variables, is in the way.
+2. A reaper has connected with these settings within a day. So differences between a client and its reaper,
+   for example in their environment variables, do not prevent the connection.
 3. Nothing that this reaper read from the disk has changed since. The record lists the files of all modules,
    the folders of the packages, the interpreter and its shared libraries, and the certificates, each with its
    inode, size, and times. It also lists the files on the import path that are named like one of the modules,
@@ -79,7 +79,7 @@ def is_recorded(folder: Path, identity: str) -> bool:
         if not 0.0 <= time.time() - record["since"] < _MAX_AGE:
             return False
         seen: Record = record["seen"]
-        return seen == _look_at(record["paths"], record["folders"], record["names"])
+        return seen == _snapshot(record["paths"], record["folders"], record["names"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -89,7 +89,7 @@ def write_record(folder: Path, identity: str, used: Record, since: float) -> Non
 
     Nothing is recorded if it cannot be written, or if a file is gone or may have changed since it was used.
     """
-    seen = _look_at(**used)
+    seen = _snapshot(**used)
     limit = int(since * 1e9) - _CLOCK_TOLERANCE
     if all(each is not None and each[-1] < limit for each in seen["paths"]):
         body = json.dumps({"since": since, **used, "seen": seen}).encode()
@@ -114,7 +114,7 @@ def _write(folder: Path, identity: str, data: bytes) -> None:
 
 
 def used_files(settings: Record, missing: Iterable[str]) -> Record | None:
-    """Return the files that decide whether this process could do again what it has done with these settings.
+    """Return the files on which the success of this process's rehearsal with these settings depended.
 
     `missing` are the modules that it did not find. The result is None if the files cannot be determined.
     """
@@ -145,7 +145,7 @@ def _certificates(settings: Record) -> Iterator[str]:
         yield certifi.where()
 
 
-def _look_at(paths: Iterable[str], folders: Iterable[str], names: Iterable[str]) -> Record:
+def _snapshot(paths: Iterable[str], folders: Iterable[str], names: Iterable[str]) -> Record:
     """Return the state of some files, and the names in some folders that begin with the name of a module."""
     modules = frozenset(names)
     return {
@@ -170,7 +170,7 @@ def _state_of(path: str) -> list[int] | None:
 
 
 def _name(identity: str) -> str:
-    # One of sixteen, so that the files never take up much space. A collision only costs a rehearsal.
+    # One of 16 names, so that the files never take up much space. A collision only causes a rehearsal.
     return f"rehearsal-{identity[0]}"
 
 

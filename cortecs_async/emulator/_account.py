@@ -92,7 +92,7 @@ class Account:
     """The changes of the capacity, oldest first."""
     price_infos: dict[str, Any] = attrs.field(factory=dict)
     """The `price_info` that the lists of hardware show instead of the catalog's, by hardware type."""
-    # Lower bounds, so that a start need not look at each of thousands of instances: the balance, the time
+    # Lower bounds, so that a start need not check each of thousands of instances: the balance, the time
     # until which it holds, and the free GPU sets by hardware type.
     _least_balance: float = attrs.field(default=0.0, init=False)
     _holds_until: float = attrs.field(default=-math.inf, init=False)

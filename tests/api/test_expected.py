@@ -29,7 +29,7 @@ class CountedTime(float):
         return float(self) > other
 
 
-async def test_an_addition_does_not_look_at_all_others() -> None:
+async def test_an_addition_does_not_check_all_others() -> None:
     expected, until = ExpectedInstances(), anyio.current_time() + 60.0
     CountedTime.count = 0
     for number in range(1000):
@@ -39,7 +39,7 @@ async def test_an_addition_does_not_look_at_all_others() -> None:
     assert expected.visible_at("0") == -math.inf
 
 
-async def test_an_addition_forgets_the_ones_whose_time_is_over() -> None:
+async def test_an_addition_drops_the_ones_that_have_expired() -> None:
     expected, start = ExpectedInstances(), anyio.current_time()
     for name, seconds in (("", 10.0), ("a", 10.0), ("b", 30.0)):
         expected.add(instance(name), start + seconds, was_stopped=False)
@@ -58,7 +58,7 @@ async def test_an_addition_forgets_the_ones_whose_time_is_over() -> None:
     assert expected._seen == set()
 
 
-async def test_a_stopped_one_is_forgotten() -> None:
+async def test_a_stopped_one_is_dropped() -> None:
     expected = ExpectedInstances()
     expected.add(instance("a"), anyio.current_time() + 60.0, was_stopped=False)
     expected.note_active("a")

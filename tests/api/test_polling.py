@@ -238,7 +238,7 @@ async def test_a_single_instance_is_requested_by_id() -> None:
     assert {what for _, what in source.asked} == {"a"}
 
 
-async def test_a_wait_that_ends_does_not_look_at_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wait_that_ends_does_not_check_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = 0
 
     class Counted(dict[Any, None]):

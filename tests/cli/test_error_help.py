@@ -107,6 +107,11 @@ def test_names_are_completed(incomplete: str, offered: list[str]) -> None:
     assert all(each.help for each in found)
 
 
+def test_commands_are_completed_in_alphabetical_order() -> None:
+    found = ShellComplete(cli, {}, "cortecs-async", "_X").get_completions([], "s")
+    assert [each.value for each in found] == ["show", "start", "stop", "sweep"]
+
+
 # --- the line below a message -------------------------------------------------------------------------------
 
 

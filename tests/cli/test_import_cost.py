@@ -27,7 +27,7 @@ AT_MOST = {"--version": 26, "--help": 36, "ls --help": 48}
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("arguments", AT_MOST)
-def test_the_help_loads_little_beside_click(arguments: str) -> None:
+def test_the_help_loads_little_in_addition_to_click(arguments: str) -> None:
     modules = loaded_modules(PROGRAM, *arguments.split(), before="import click")
     assert "cortecs_async._cli.main" in modules
     check_loaded(modules, at_most=AT_MOST[arguments], unwanted=SLOW)

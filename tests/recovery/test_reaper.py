@@ -33,7 +33,7 @@ from cortecs_async._errors import GuardError
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery import reaper_process as _reaper_process
 from cortecs_async._recovery.journal import JournalFile
-from cortecs_async._recovery.pipe import encode_messages
+from cortecs_async._recovery.pipe import ParentPipe, encode_messages
 from cortecs_async._recovery.promise import Promise
 from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.reaper_check import check_reaper
@@ -204,7 +204,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def test_long_lines_of_several_threads_do_not_mix_and_do_not_block(pipe: tuple[int, int]) -> None:
     source, target = pipe
-    parent = _reaper._Parent(target)
+    parent = ParentPipe(target)
     sent = [
         [{"action": {"thread": thread, "line": line, "text": "x" * 9_000}} for line in range(20)]
         for thread in range(4)
@@ -234,7 +234,7 @@ def test_long_lines_of_several_threads_do_not_mix_and_do_not_block(pipe: tuple[i
 def test_a_dead_parent_is_no_error(pipe: tuple[int, int]) -> None:
     source, target = pipe
     os.close(source)
-    parent = _reaper._Parent(target)
+    parent = ParentPipe(target)
     parent.send({"ack": 1})
     assert not parent.flush()
 
