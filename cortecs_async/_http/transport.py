@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import platform
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.message import Message
@@ -32,7 +32,7 @@ from .messages import Call, Failure, FailureKind, Reply, error_reason
 from .reasons import connection_problem
 from .retry import parse_retry_after
 
-USER_AGENT = f"cortecs-async/{__version__} python/{platform.python_version()} httpx/{httpx.__version__}"
+USER_AGENT = f"cortecs-async/{__version__} python/{sys.version.split()[0]} httpx/{httpx.__version__}"
 
 _EXCERPT = 300
 
