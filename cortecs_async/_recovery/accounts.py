@@ -46,6 +46,12 @@ def with_network_of(sealed: Secret, proven: Secret) -> Secret:
     return Secret(json.dumps({**json.loads(proven.reveal()), **credentials}))
 
 
+def has_network_of(sealed: Secret, another: Secret) -> bool:
+    """Return whether two descriptions have the same proxies and certificates."""
+    environment, other = (json.loads(each.reveal())["environment"] for each in (sealed, another))
+    return bool(environment == other)
+
+
 def settings_of(account: Record) -> Settings:
     """Return the settings and credentials in the description of an account."""
     credentials = Credentials(client_id=account["client_id"], client_secret=Secret(account["client_secret"]))

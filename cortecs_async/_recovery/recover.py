@@ -266,9 +266,10 @@ def reap(
 
 
 def preload() -> None:
-    """Import the same modules as `reap`."""
+    """Import all modules that `reap` may need, because the environment may be deleted while it works."""
     anyio.run(anyio.sleep, 0)
     importlib.import_module("cortecs_async._http.client")
+    importlib.import_module("cortecs_async._api.structuring")  # for undocumented data
 
 
 def rehearse(account: Record) -> str:
@@ -277,6 +278,7 @@ def rehearse(account: Record) -> str:
     No request is sent. An open connection is enough, with TLS and through the proxy if there are any,
     whatever the service would respond. If the connection fails, this retries for a few seconds.
     """
+    preload()
     return anyio.run(_connect, account)
 
 

@@ -9,6 +9,7 @@ program can skip its rehearsal (`rehearsal_record` decides whether it can).
 from __future__ import annotations
 
 import _thread
+import gc
 import os
 import sys
 import time
@@ -126,6 +127,7 @@ def _perform(
     try:
         import json  # noqa: PLC0415  (see `reaper`)
 
+        gc.disable()  # as the reaper does for these imports
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_TIMEOUT)
         # The child must not hold the reaper's pipes open.

@@ -5,8 +5,9 @@ service with its client's proxies and certificates. It takes most of the time of
 if all of these are true:
 
 1. The client itself connects with the same settings: it has no `http_client=` and uses httpx, as its reaper
-   does. A client sends no start request before the service has given it a token and the list of instances,
-   so the network, the proxy, and the service work at that time.
+   does. So does any other client of the account in this process, because they share the reaper. A client
+   sends no start request before the service has given it a token and the list of instances, so the network,
+   the proxy, and the service work at that time.
 2. A reaper has connected with these settings within a day. So differences between a client and its reaper,
    for example in their environment variables, do not prevent the connection.
 3. Nothing that this reaper read from the disk has changed since. The record lists the files of all modules,
@@ -47,6 +48,9 @@ _CLOCK_TOLERANCE = 1_000_000_000
 
 _FORMAT = "cortecs_async rehearsal 1"
 
+# The variables that change what an interpreter loads: its libraries, and the spelling of paths on the disk.
+_VARIABLES = ("LD_LIBRARY_PATH", "LANG", "LC_ALL")
+
 # The mapped files of this process: the interpreter and its shared libraries. Linux only.
 _MAPS = "/proc/self/maps"
 
@@ -58,7 +62,8 @@ def identity_of(settings: Record, import_path: list[str]) -> str:
     """
     environment = settings["environment"]
     proxies = {scheme: _without_user(url) for scheme, (_, url) in environment["proxies"].items()}
-    interpreter = [sys.executable, sys.version, import_path, os.environ.get("LD_LIBRARY_PATH")]
+    variables = [os.environ.get(name) for name in _VARIABLES]
+    interpreter = [sys.executable, sys.version, import_path, variables]
     facts = [_FORMAT, __file__, *interpreter, settings["api_base_url"], {**environment, "proxies": proxies}]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -97,8 +102,9 @@ def write_record(folder: Path, identity: str, used: Record, since: float) -> Non
 
 
 def invalidate_record(folder: Path, identity: str) -> None:
-    """Record that the rehearsal failed."""
-    _write(folder, identity, b"")
+    """Record that the rehearsal failed. This also works on a full disk."""
+    with contextlib.suppress(OSError), StateFolder(folder) as opened:
+        os.close(opened.open(_name(identity), os.O_WRONLY | os.O_TRUNC))
 
 
 def _write(folder: Path, identity: str, data: bytes) -> None:
@@ -131,7 +137,8 @@ def used_files(settings: Record, missing: Iterable[str]) -> Record | None:
         paths.update(getattr(module, "__path__", ()))
         if (path := getattr(module, "__file__", None)) is not None:
             paths.add(path)
-    paths.update(_certificates(settings), filter(os.path.isfile, sys.path))
+    # The interpreter's own path too: it may be a link that will point to another one.
+    paths.update(_certificates(settings), filter(os.path.isfile, sys.path), [sys.executable])
     names = sorted({name for name in (*modules, *missing) if "." not in name})
     return {"paths": sorted(paths), "folders": [*sys.path], "names": names}
 
@@ -140,7 +147,10 @@ def _certificates(settings: Record) -> Iterator[str]:
     environment = settings["environment"]
     if environment["cafile"]:
         yield environment["cafile"]
-    yield from filter(None, (environment["capath"] or "").split(os.pathsep))
+    for folder in filter(None, (environment["capath"] or "").split(os.pathsep)):
+        yield folder
+        # Overwriting a file does not change its folder.
+        yield from filter(os.path.isfile, (os.path.join(folder, name) for name in os.listdir(folder)))
     if (certifi := sys.modules.get("certifi")) is not None:
         yield certifi.where()
 

@@ -22,7 +22,7 @@ from .._aio.synchronization import ThreadBroadcast
 from .._errors import GuardError
 from .._logging import Event, log
 from .._state_directory import journal_directory
-from .accounts import with_network_of
+from .accounts import has_network_of, with_network_of
 from .journal import JournalFile, foreign_states, is_owned, owner_record, read_journals
 from .ledger import CostLedger, ledger_directory
 from .locks import decision_lock
@@ -192,14 +192,18 @@ class PromiseStore:
         """Return the description of an account to send to the reaper.
 
         Another client for the same account may have different proxies, certificates, or headers. While the
-        reaper may need the ones with which it has reached the service, they must not be replaced.
+        reaper may need the ones with which it has reached the service, they must not be replaced. If they
+        are, the reaper must connect: the client that starts an instance may not be the one that has these.
         """
         account = record["account"]
         known = self._credential_records.get(account)
-        is_needed = any(each.account == account for each in list(self.state.promises.values()))
-        if known is None or not is_needed or self._reaper.rehearsed(account) != "":
+        if known is None:
             return record
-        return {**known, "sealed": with_network_of(record["sealed"], known["sealed"])}
+        is_needed = any(each.account == account for each in list(self.state.promises.values()))
+        if is_needed and self._reaper.rehearsed(account) == "":
+            return {**known, "sealed": with_network_of(record["sealed"], known["sealed"])}
+        is_direct = record["is_direct"] and known["is_direct"]
+        return {**record, "is_direct": is_direct and has_network_of(record["sealed"], known["sealed"])}
 
     def rehearsed(self, account: str) -> str | None:
         """Return the result of `ReaperProcess.rehearsed` for the current reaper."""

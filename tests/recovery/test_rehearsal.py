@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -438,3 +439,23 @@ def test_an_import_that_fails_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(_recover, "rehearse", fail)
     assert _problem_of({}) == "failed to import the HTTP client (ImportError: No module named 'h11')"
+
+
+WITHOUT_ENVIRONMENT = """
+import sys
+from cortecs_async._recovery.recover import preload
+preload()
+class Deleted:
+    def find_spec(self, name, *_):
+        raise ImportError(name)
+sys.meta_path.insert(0, Deleted())
+from cortecs_async._api.wire import decode_instances
+print(len(decode_instances({"instances": [{"instance_id": "i-1"}, 5]}).unreadable))
+"""
+
+
+@pytest.mark.smoke
+def test_undocumented_data_needs_no_module_that_no_rehearsal_has_imported() -> None:
+    command = [sys.executable, "-c", WITHOUT_ENVIRONMENT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["2"], "")

@@ -190,6 +190,15 @@ def test_a_folder_that_appears_may_contain_another_module(scene: Scene) -> None:
     assert not scene.is_recorded
 
 
+def test_a_failure_invalidates_the_record_without_a_new_file(scene: Scene) -> None:
+    invalidate_record(scene.records, IDENTITY)
+    assert not scene.records.exists()
+    scene.write()
+    (scene.records / "rehearsal-0.new").mkdir()  # as on a full disk, nothing can be created
+    invalidate_record(scene.records, IDENTITY)
+    assert not scene.is_recorded
+
+
 def test_what_is_not_a_record_is_not_replaced(scene: Scene) -> None:
     scene.file.mkdir(parents=True)
     scene.write()
@@ -221,8 +230,10 @@ def test_an_identity_depends_on_all_settings_and_on_no_secret(monkeypatch: pytes
         with monkeypatch.context() as patch:
             patch.setattr(sys, name, value)
             assert identity() not in identities
-    monkeypatch.setenv("LD_LIBRARY_PATH", "/another")
-    assert identity() not in identities
+    for name in ("LD_LIBRARY_PATH", "LANG", "LC_ALL"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "/another")
+            assert identity() not in identities
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="lists the files of a process")
@@ -230,13 +241,21 @@ def test_the_files_are_those_of_modules_libraries_and_certificates(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path / "python.zip"), *sys.path])
-    environment = Environment(cafile="/authority.pem", capath="/one:/two")
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "one" / "0123abcd.0").touch()
+    (tmp_path / "one" / "4567abcd.0").symlink_to("gone")
+    # An environment that is upgraded in place: only the link changes.
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    folders = [str(tmp_path / "one"), str(tmp_path / "two")]
+    environment = Environment(cafile="/authority.pem", capath=":".join(folders))
     used = used_files(json.loads(sealed(environment=environment).reveal()), ["absent", "json.absent"])
     assert used is not None
     assert {anyio.__file__, str(Path(anyio.__file__).parent), json.__file__} <= {*used["paths"]}
-    assert {"/authority.pem", "/one", "/two"} <= {*used["paths"]}
+    assert {"/authority.pem", *folders, sys.executable} <= {*used["paths"]}
+    assert [each for each in used["paths"] if each.endswith("abcd.0")] == [f"{folders[0]}/0123abcd.0"]
     assert str(tmp_path / "python.zip") in used["folders"]
-    assert str(Path(sys.executable).resolve()) in used["paths"]
+    assert str(Path(sys._base_executable).resolve()) in used["paths"]  # type: ignore[attr-defined]
     assert {"absent", "anyio", "json"} <= {*used["names"]}
     assert "json.absent" not in used["names"]
     assert str(Path(anyio.__file__).parent.parent) in used["folders"]
@@ -346,3 +365,25 @@ async def test_a_client_on_another_transport_does_not_connect_like_its_reaper() 
     pytest.importorskip("httpx_aiohttp")
     async with client_of(Emulator(), transport="aiohttp") as client:
         assert not client._wiring.promises._is_direct
+
+
+async def test_a_client_does_not_rely_on_what_another_client_of_its_account_shows(
+    journals: Path, reapers: list[StubReaper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emu = Emulator()
+    async with emu.http_client() as http, client_of(emu, guard="auto", http_client=http) as own:
+        store = own._wiring.promises.store
+
+        def armed(*, is_direct: bool, proxy: str | None = None) -> bool:
+            proxies = {} if proxy is None else {"https": Proxy("HTTPS_PROXY", Secret(proxy))}
+            description = sealed(environment=Environment(proxies=proxies))
+            store.put({"kind": "ARM", "account": "a1", "sealed": description, "is_direct": is_direct})
+            store.commit()
+            return bool(store._credential_records["a1"]["is_direct"])
+
+        # Each of them may start an instance, and the reaper has the network of the last one.
+        assert armed(is_direct=True)
+        assert armed(is_direct=True)
+        assert not armed(is_direct=True, proxy="http://proxy.test:3128")
+        assert not armed(is_direct=False)
+        assert not armed(is_direct=True)
