@@ -1836,7 +1836,7 @@ MUTANTS = [
     ),
     Mutant(
         "sends its token to another host on a redirect",
-        "_http/transport.py",
+        "_http/exchange.py",
         "return str(target) if is_same_origin and not target.userinfo else None",
         "return str(target)",
         "http/test_client.py::TestRedirects::test_nothing_is_sent_to_another_origin",
@@ -2149,7 +2149,7 @@ MUTANTS = [
     ),
     Mutant(
         "follows a redirect that has no place",
-        "_http/transport.py",
+        "_http/exchange.py",
         "if location is None or response.status",
         "location = location or ''\n    if response.status",
         "http/test_exchange.py::test_a_redirect_without_a_place_is_not_followed",

@@ -59,7 +59,7 @@ EMULATOR = "emulator"
 # How to install an extra, for the errors of every module that needs one.
 EVERYWHERE = "_extras"
 # A change of the HTTP library stays a change of two files.
-MAY_IMPORT_HTTPX = {"_http/connections.py", "_http/exchange.py", "_http/transport.py"}
+MAY_IMPORT_HTTPX = {"_http/connections.py", "_http/exchange.py"}
 
 RANK = {unit: rank for rank, units in enumerate(ROWS) for unit in units}
 
@@ -184,7 +184,8 @@ def is_unit(name: str) -> bool:
         ("_http/client.py", "from ..emulator import Emulator", "only __main__, _cli, integrations may"),
         ("_http/client.py", "import httpx", "imports httpx"),
         ("_http/client.py", "import httpx2", "imports httpx2"),
-        ("_http/transport.py", "from .auth import Token\nimport httpx", None),
+        ("_http/exchange.py", "from .body import read_body\nimport httpx", None),
+        ("_http/transport.py", "import httpx", "imports httpx"),
         ("_aio/tasks.py", "from .._http.retry import next_wait", "_aio imports _http"),
         ("_telemetry.py", "from ._api.domain import Instance", "_telemetry imports _api"),
         ("_api/wire.py", "from httpx import Response", "imports httpx"),

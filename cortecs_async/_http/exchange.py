@@ -49,6 +49,12 @@ _REPLACED_METHODS = ("send", "_send_single_request")
 # Maximum number of parsed URLs to keep. Most requests have one of a few URLs.
 _MAX_URLS = 256
 
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+HTTPX_VERSION: str = httpx.__version__
+
+Headers = httpx.Headers
+
 
 @frozen(kw_only=True)
 class Request:
@@ -63,7 +69,7 @@ class Request:
 
     method: str
     url: str
-    headers: httpx.Headers = field(repr=False)
+    headers: Headers = field(repr=False)
     body: bytes | None = field(default=None, repr=False)
     connect_timeout: float | None = None
     pool_timeout: float | None = None
@@ -193,7 +199,7 @@ class AiohttpExchange:
             **self._proxy,
         ) as response:
             # aiohttp's own headers hide all but one value of a repeated header.
-            received = httpx.Headers(response.raw_headers)
+            received = Headers(response.raw_headers)
             return await _read(response.status, received, response.content.iter_any())
 
     async def aclose(self) -> None:
@@ -223,6 +229,55 @@ def parse_url(url: str) -> httpx.URL:
 def _normalize_url(url: str) -> str:
     """Return the URL as httpx would send it."""
     return str(httpx.URL(url))
+
+
+def with_params(url: str, params: Mapping[str, str]) -> str:
+    """Return the URL with these query parameters."""
+    return str(httpx.URL(url, params=params))
+
+
+def is_usable_url(url: str) -> bool:
+    """Return whether httpx can send requests to the URL."""
+    try:
+        # httpx decodes the host only on access.
+        return bool(httpx.URL(url).host)
+    except (httpx.InvalidURL, ValueError):
+        return False
+
+
+def _absolute(location: str, origin: httpx.URL) -> httpx.URL | None:
+    try:
+        return origin.join(location)
+    except (httpx.InvalidURL, ValueError):  # the second one if its host cannot be encoded
+        return None
+
+
+def redirect_target(request: Request, response: Response) -> str | None:
+    """Return the URL to follow, only if it has the same origin, because the request carries credentials."""
+    location = response.headers.get("location")
+    if location is None or response.status not in (_REDIRECTS if request.method == "GET" else {307, 308}):
+        return None
+    origin = parse_url(request.url)
+    target = _absolute(location, origin)
+    if target is None:
+        return None
+    # Raw, because decoding the host of a different origin can fail.
+    is_same_origin = (target.scheme, target.raw_host, target.port) == (
+        origin.scheme,
+        origin.raw_host,
+        origin.port,
+    )
+    return str(target) if is_same_origin and not target.userinfo else None
+
+
+def has_bad_location(response: Response, base_url: str) -> bool:
+    """Return whether the response is a redirect whose Location is not a URL."""
+    location = response.headers.get("location")
+    return (
+        response.status in _REDIRECTS
+        and location is not None
+        and _absolute(location, parse_url(base_url)) is None
+    )
 
 
 def open_socket(address: tuple[Any, ...]) -> socket.socket:

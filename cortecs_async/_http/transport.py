@@ -1,7 +1,6 @@
 """Send a request once and return data or a failure.
 
-Only this module, exchange.py, and connections.py import httpx, so replacing the HTTP library only affects
-these three.
+Only exchange.py and connections.py import httpx, so replacing the HTTP library only affects these two.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from email.message import Message
 from typing import Any, cast
 
 import anyio
-import httpx
 from attrs import evolve, field, frozen
 
 from .._aio.eventloop import in_trio, loop_clock
@@ -26,13 +24,24 @@ from .._version import __version__
 from .auth import Token
 from .body import ACCEPT_ENCODING, is_too_deep
 from .connections import Connections, HTTPClient, Pool, forget_locals, is_pool_timeout, kind_of
-from .exchange import HttpxExchange, Request, Response, parse_url
+from .exchange import (
+    HTTPX_VERSION,
+    Headers,
+    HttpxExchange,
+    Request,
+    Response,
+    has_bad_location,
+    is_usable_url,
+    parse_url,
+    redirect_target,
+    with_params,
+)
 from .limiter import Priority
 from .messages import Call, Failure, FailureKind, Reply, error_reason
 from .reasons import connection_problem
 from .retry import parse_retry_after
 
-USER_AGENT = f"cortecs-async/{__version__} python/{sys.version.split()[0]} httpx/{httpx.__version__}"
+USER_AGENT = f"cortecs-async/{__version__} python/{sys.version.split()[0]} httpx/{HTTPX_VERSION}"
 
 _EXCERPT = 300
 
@@ -42,7 +51,6 @@ _MAX_DECODED = 16 << 10
 # Maximum bytes of a JSON error response. In a longer response, the service's error text is not read.
 _MAX_REASON = 64 << 10
 _MAX_REDIRECTS = 3
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CONNECT_TIMEOUT = 10.0
 
 # The share of an attempt's time in which it must get a connection. If this timeout comes before the attempt's
@@ -64,8 +72,8 @@ class _CachedHeaders:
     token: Token | None
     settings: Settings
     is_ours: bool  # sent by our client, not by the caller's, which adds its own headers
-    headers: httpx.Headers = field(repr=False)
-    with_body: httpx.Headers = field(repr=False)  # the same with the type of a body
+    headers: Headers = field(repr=False)
+    with_body: Headers = field(repr=False)  # the same with the type of a body
 
 
 class Transport:
@@ -184,7 +192,7 @@ class Transport:
         request = self._build(pool, call, token, timeout)
         response = await pool.exchange.send(request)
         for _ in range(_MAX_REDIRECTS):
-            target = _redirect_target(request, response)
+            target = redirect_target(request, response)
             if target is None:
                 break
             request = evolve(request, url=target)
@@ -204,7 +212,7 @@ class Transport:
         headers = self._headers(token, call.settings or self._settings, is_ours=self._is_ours(pool))
         return Request(
             method=call.method,
-            url=str(httpx.URL(url, params=call.params)) if call.params else url,
+            url=with_params(url, call.params) if call.params else url,
             headers=headers.headers if body is None else headers.with_body,
             body=body,
             connect_timeout=min(_CONNECT_TIMEOUT, to_connect),
@@ -219,7 +227,7 @@ class Transport:
             or cached.settings is not settings
             or cached.is_ours is not is_ours
         ):
-            headers = httpx.Headers()
+            headers = Headers()
             if is_ours:
                 headers["Host"] = parse_url(self._settings.api_base_url).netloc.decode("ascii")
                 headers["Connection"] = "keep-alive"
@@ -240,14 +248,10 @@ class Transport:
         # Redacted for successful responses too: logs and spans show it, and it may echo the data sent.
         request_id = self._shown(response.headers.get("x-request-id", "")) or None
         if 300 <= status < 400:
-            location = response.headers.get("location")
-            if (
-                status in _REDIRECTS
-                and location is not None
-                and _absolute(location, parse_url(self._settings.api_base_url)) is None
-            ):
+            if has_bad_location(response, self._settings.api_base_url):
                 return Failure(kind=FailureKind.LOST, detail="the Location of a redirect is not a URL")
-            return Failure(kind=FailureKind.REDIRECTED, status=status, detail=self._shown(location or ""))
+            location = response.headers.get("location", "")
+            return Failure(kind=FailureKind.REDIRECTED, status=status, detail=self._shown(location))
         if not 200 <= status < 300:
             return Failure(
                 kind=FailureKind.STATUS,
@@ -335,35 +339,5 @@ def _charset(response: Response) -> str | None:
 
 
 def _check_url(url: str) -> None:
-    try:
-        # httpx decodes the host only on access.
-        is_usable = bool(httpx.URL(url).host)
-    except (httpx.InvalidURL, ValueError):
-        is_usable = False
-    if not is_usable:
+    if not is_usable_url(url):
         raise ConfigurationError(f"api_base_url {url!r} is not a URL that httpx can send requests to")
-
-
-def _absolute(location: str, origin: httpx.URL) -> httpx.URL | None:
-    try:
-        return origin.join(location)
-    except (httpx.InvalidURL, ValueError):  # the second one if its host cannot be encoded
-        return None
-
-
-def _redirect_target(request: Request, response: Response) -> str | None:
-    """Return the URL to follow, only if it has the same origin, because the request carries credentials."""
-    location = response.headers.get("location")
-    if location is None or response.status not in (_REDIRECTS if request.method == "GET" else {307, 308}):
-        return None
-    origin = parse_url(request.url)
-    target = _absolute(location, origin)
-    if target is None:
-        return None
-    # Raw, because decoding the host of a different origin can fail.
-    is_same_origin = (target.scheme, target.raw_host, target.port) == (
-        origin.scheme,
-        origin.raw_host,
-        origin.port,
-    )
-    return str(target) if is_same_origin and not target.userinfo else None
