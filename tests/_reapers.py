@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from cortecs_async._config import PollPolicy, RetryPolicy, Settings
+from cortecs_async._environment import Environment
 from cortecs_async._errors import GuardError
+from cortecs_async._recovery.accounts import describe
 from cortecs_async._recovery.promise import Promise
 from cortecs_async._recovery.records import JournalState, Record
+from cortecs_async._secrets import Credentials, Secret
 
 
 class StubReaper:
@@ -110,3 +114,21 @@ class SilentProcess:
 
     def wait(self) -> int | None:
         return self.returncode
+
+
+async def _no_credentials() -> Credentials:
+    raise AssertionError("the account has its credentials")
+
+
+def sealed(api_base_url: str = "https://service.test/v1", environment: Environment | None = None) -> Secret:
+    """Return the description of an account with these proxies and certificates."""
+    settings = Settings(
+        api_base_url=api_base_url,
+        credential_provider=_no_credentials,
+        timeout=30.0,
+        retry=RetryPolicy(),
+        poll=PollPolicy(),
+        headers={},
+        environment=environment or Environment(),
+    )
+    return describe(settings, Credentials(client_id="an id", client_secret="a secret"))

@@ -17,38 +17,22 @@ import anyio
 import anyio.to_thread
 import pytest
 from _processes import is_reaper, read, until
-from _reapers import StubReaper, stub_reapers
+from _reapers import StubReaper, sealed, stub_reapers
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, errors
-from cortecs_async._config import PollPolicy, RetryPolicy, Settings
 from cortecs_async._environment import Environment, Proxy
 from cortecs_async._recovery import recover as _recover
-from cortecs_async._recovery.accounts import describe
 from cortecs_async._recovery.reaper_process import ReaperProcess
 from cortecs_async._recovery.records import Record
 from cortecs_async._recovery.rehearsal import Rehearsals, import_lock
-from cortecs_async._secrets import Credentials, Secret
+from cortecs_async._secrets import Secret
 from cortecs_async.emulator import Emulator
-
-
-async def _no_credentials() -> Credentials:
-    raise AssertionError("the account has its credentials")
 
 
 def account(api_base_url: str, environment: Environment | None = None) -> Record:
     """Return the message with an account that has these proxies and certificates."""
-    settings = Settings(
-        api_base_url=api_base_url,
-        credential_provider=_no_credentials,
-        timeout=30.0,
-        retry=RetryPolicy(),
-        poll=PollPolicy(),
-        headers={},
-        environment=environment or Environment(),
-    )
-    credentials = Credentials(client_id="an id", client_secret="a secret")
-    return {"kind": "ARM", "account": "a1", "sealed": describe(settings, credentials)}
+    return {"kind": "ARM", "account": "a1", "sealed": sealed(api_base_url, environment)}
 
 
 # --- what a start does with the outcome ---------------------------------------------------------------------

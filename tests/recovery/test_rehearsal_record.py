@@ -14,13 +14,11 @@ from typing import Any
 import anyio
 import pytest
 from _processes import until
-from _reapers import StubReaper, stub_reapers
+from _reapers import StubReaper, sealed, stub_reapers
 from _world import HARDWARE, MODEL, World, client_of
 
-from cortecs_async._config import PollPolicy, RetryPolicy, Settings
 from cortecs_async._environment import Environment, Proxy
 from cortecs_async._recovery import rehearsal_record as _record
-from cortecs_async._recovery.accounts import describe
 from cortecs_async._recovery.reaper_process import ReaperProcess
 from cortecs_async._recovery.records import Record
 from cortecs_async._recovery.rehearsal_record import (
@@ -30,29 +28,12 @@ from cortecs_async._recovery.rehearsal_record import (
     used_files,
     write_record,
 )
-from cortecs_async._secrets import Credentials, Secret
+from cortecs_async._secrets import Secret
 from cortecs_async.emulator import Emulator
 
 IDENTITY = "0123"
 ANOTHER = "0456"
 """An identity whose record is in the same file."""
-
-
-async def _no_credentials() -> Credentials:
-    raise AssertionError("the account has its credentials")
-
-
-def sealed(api_base_url: str = "https://service.test/v1", environment: Environment | None = None) -> Secret:
-    settings = Settings(
-        api_base_url=api_base_url,
-        credential_provider=_no_credentials,
-        timeout=30.0,
-        retry=RetryPolicy(),
-        poll=PollPolicy(),
-        headers={},
-        environment=environment or Environment(),
-    )
-    return describe(settings, Credentials(client_id="an id", client_secret="a secret"))
 
 
 class Scene:
