@@ -50,9 +50,9 @@ class Endpoints:
     """A client's endpoints, which send their requests with the same function."""
 
     def __init__(self, send: Send, reader: ListReader, new_instances: Callable[[], Instances]) -> None:
-        self.models = Models(send, reader)
-        self.hardware_types = HardwareTypes(send, reader)
-        self.user = User(send)
+        self.models: Models = Models(send, reader)
+        self.hardware_types: HardwareTypes = HardwareTypes(send, reader)
+        self.user: User = User(send)
         self._new_instances = new_instances
 
     @cached_property
