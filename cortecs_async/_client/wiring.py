@@ -86,7 +86,6 @@ class Wiring:
         self.journal: ProtectionMode = journal
         self.state_dir: Path = state_directory(state_dir)
         self.allow_insecure_http: bool = allow_insecure_http
-        self._is_direct = http_client is None and settings.transport == "httpx"
         self._credentials: Credentials | None = None
         self._promises: Promises | None = None
         self._lease_services: LeaseServices | None = None
@@ -155,7 +154,7 @@ class Wiring:
                 guard=self.guard,
                 directory=self.state_dir,
                 system=self.system,
-                is_direct=self._is_direct,
+                is_direct=self.http_client is None,
             )
             if self._credentials is not None:
                 self._promises.remember_credentials(self._credentials)

@@ -4,12 +4,12 @@ A rehearsal shows that the reaper's interpreter can import the HTTP stack, and t
 service with its client's proxies and certificates. It takes most of the time of a short lease. It is skipped
 if all of these are true:
 
-1. The client itself connects with the same settings: it has no `http_client=` and uses httpx, as its reaper
-   does. So does any other client of the account in this process, because they share the reaper. A client
-   sends no start request before the service has given it a token and the list of instances, so the network,
-   the proxy, and the service work at that time.
+1. The client itself connects with the same settings: it has no `http_client=`. The same is true of any other
+   client of the account in this process, because they share the reaper. A client sends no start request
+   before the service has given it a token and the list of instances, so the network, the proxy, and the
+   service work at that time.
 2. A reaper has connected with these settings within a day. So differences between a client and its reaper,
-   for example in their environment variables, do not prevent the connection.
+   for example in their environment variables or HTTP libraries, do not prevent the connection.
 3. Nothing that this reaper read from the disk has changed since. The record lists the files of all modules,
    the folders of the packages, the interpreter and its shared libraries, and the certificates, each with its
    inode, size, and times. It also lists the files on the import path that are named like one of the modules,

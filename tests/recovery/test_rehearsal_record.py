@@ -342,10 +342,10 @@ async def test_without_a_journal_no_record_is_written(
         assert client._wiring.promises._is_direct
 
 
-async def test_a_client_on_another_transport_does_not_connect_like_its_reaper() -> None:
-    pytest.importorskip("httpx_aiohttp")
+async def test_a_client_on_aiohttp_connects_like_its_reaper() -> None:
+    pytest.importorskip("aiohttp")
     async with client_of(Emulator(), transport="aiohttp") as client:
-        assert not client._wiring.promises._is_direct
+        assert client._wiring.promises._is_direct
 
 
 async def test_a_client_does_not_rely_on_what_another_client_of_its_account_shows(
