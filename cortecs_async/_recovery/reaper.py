@@ -55,11 +55,12 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # the signals alone, without the enumerations of `signal`
 
-# The package without its __init__, which would import everything. Without click, httpx does not import its
-# command line, which would take a fifth of httpx's import time.
+# The package without its __init__, which would import everything. httpx imports the other modules if they are
+# installed, for its command line, trio, HTTP/2, and compressions that our requests do not accept. All of them
+# together would take as long as the rest.
 BOOTSTRAP = """
 import sys, types
-sys.modules["click"] = None
+sys.modules.update(dict.fromkeys(["click", "trio", "h2", "brotli", "brotlicffi", "zstandard"]))
 package = types.ModuleType("cortecs_async")
 package.__path__ = [sys.argv[1]]
 sys.modules["cortecs_async"] = package
