@@ -56,8 +56,7 @@ else:
     import _signal as signal  # the signals alone, without the enumerations of `signal`
 
 # The package without its __init__, which would import everything. httpx imports the other modules if they are
-# installed, for its command line, trio, HTTP/2, and compressions that our requests do not accept. All of them
-# together would take as long as the rest.
+# installed, for its command line, trio, HTTP/2, and compressions that our requests do not accept.
 BOOTSTRAP = """
 import sys, types
 sys.modules.update(dict.fromkeys(["click", "trio", "h2", "brotli", "brotlicffi", "zstandard"]))
@@ -285,6 +284,7 @@ class Reaper:
 
                     preload()
             finally:
+                gc.freeze()  # the first collection would take 7 ms for what was imported, before a request
                 gc.enable()
             self._reap = partial(reap, unlock_journal=self._unlock_journal, wall_clock=self._wall_clock)
         self._reap(self.state, promises, accounts, self._report, self._journal_path())
