@@ -62,7 +62,7 @@ LAZY = {
         "LeaseInfo": "_telemetry",
         "Listing": "_api.listing",
         "Model": "_api.catalog",
-        "ModelPreview": "_api.catalog",
+        "ModelPreview": "_api.previews",
         "OnExit": "_lease.options",
         "OnLoss": "_lease.options",
         "OpenAIKwargs": "_lease.endpoint",

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from ._api.catalog import HardwareConfig as HardwareConfig
     from ._api.catalog import HardwareType as HardwareType
     from ._api.catalog import Model as Model
-    from ._api.catalog import ModelPreview as ModelPreview
     from ._api.domain import AffectedInstances as AffectedInstances
     from ._api.domain import InitProgress as InitProgress
     from ._api.domain import Instance as Instance
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from ._api.domain import WorkerStatus as WorkerStatus
     from ._api.listing import Listing as Listing
     from ._api.listing import UnreadableEntry as UnreadableEntry
+    from ._api.previews import ModelPreview as ModelPreview
     from ._api.validation import BillingInterval as BillingInterval
     from ._batch.plan import BatchPlan as BatchPlan
     from ._batch.report import BatchProgress as BatchProgress

@@ -1,7 +1,7 @@
 """Models, hardware types and the balance as frozen classes. They send no requests.
 
 The published API reference does not cover models and hardware types, so their fields follow the vendor's
-client. To add a field, see `domain.py`.
+client. To add a field, see `domain.py`. The entries of the list of models are in `previews.py`.
 """
 
 from __future__ import annotations
@@ -14,43 +14,8 @@ from attrs import field, frozen
 
 from .._display import Row, joined, money_text, price_text
 from .._hints import hinted
+from .._public import publish_loaded
 from .prices import read_price
-
-
-@hinted
-@frozen(kw_only=True)
-class ModelPreview(Row):
-    """A model in the list of models.
-
-    Attributes:
-        model_id: The model in the service's spelling (`org--name`).
-        hf_name: Its Hugging Face name (`org/name`).
-        instant_provisioned: Whether the service marks it as fast to start.
-        creator: The model's creator. The keys are undocumented.
-        description: The service's description.
-        screen_name: Its display name.
-        size: Its size. The unit is undocumented.
-        hardware_configs: The ids of the hardware types it can run on.
-
-    Example:
-        for model in await client.models.list():
-            print(model.hf_name, model.size, model.hardware_configs)
-    """
-
-    model_id: str
-    hf_name: str = ""
-    instant_provisioned: bool = False
-    creator: Mapping[str, Any] | None = None
-    description: str | None = None
-    screen_name: str | None = None
-    size: float | None = None
-    hardware_configs: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return self.hf_name or self.model_id
-
-    def _columns(self) -> Mapping[str, object]:
-        return {"model": str(self), "size": self.size, "hardware": ", ".join(self.hardware_configs)}
 
 
 @frozen(kw_only=True)
@@ -205,3 +170,7 @@ class Balance(Row):
 
     def _columns(self) -> Mapping[str, object]:
         return {"balance": str(self)}
+
+
+# Imported by the first response that needs these classes.
+publish_loaded()

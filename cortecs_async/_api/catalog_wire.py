@@ -1,15 +1,19 @@
 """Convert the service's JSON to models, hardware types, and the balance.
 
-`decoders.py` decodes each class, field by field.
+`decoders.py` decodes each class, field by field. The classes in `catalog.py` are created when they are first
+used: a program that only lists models does not need them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .catalog import Balance, HardwareType, Model, ModelPreview
 from .decoders import decode, decode_list, member
 from .listing import Listing
+from .previews import ModelPreview
+
+if TYPE_CHECKING:
+    from .catalog import Balance, HardwareType, Model
 
 
 def decode_models(data: Any, date: float | None = None) -> Listing[ModelPreview]:
@@ -21,15 +25,21 @@ def decode_models(data: Any, date: float | None = None) -> Listing[ModelPreview]
 
 def decode_model(data: Any, requested_id: str | None = None) -> Model:
     """Return one model. If the data does not contain an id, the model gets the requested one."""
+    from .catalog import Model  # noqa: PLC0415
+
     model = member(data, "model")
     return decode(_with_context_lengths(model, requested_id) if isinstance(model, dict) else model, Model)
 
 
 def decode_hardware_types(data: Any, date: float | None = None) -> Listing[HardwareType]:
+    from .catalog import HardwareType  # noqa: PLC0415
+
     return decode_list(member(data, "hardware_types"), HardwareType, "hardware_type_id", date)
 
 
 def decode_balance(data: Any) -> Balance:
+    from .catalog import Balance  # noqa: PLC0415
+
     return decode(data, Balance)
 
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .._hints import hinted
 from .._http.limiter import Priority
 from .._http.messages import Call, Reply
 from .._logging import Event, log
-from .catalog import Balance, HardwareType, Model, ModelPreview
 from .catalog_wire import decode_balance, decode_hardware_types, decode_model, decode_models
 from .listing import Listing, read_date
+from .previews import ModelPreview
 from .validation import check_model_id
+
+if TYPE_CHECKING:
+    from .catalog import Balance, HardwareType, Model
 
 Send = Callable[[Call], Awaitable[Reply]]
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortecs_async._api import decoders
-from cortecs_async._api.catalog import Balance, HardwareConfig, HardwareType, Model, ModelPreview
+from cortecs_async._api.catalog import Balance, HardwareConfig, HardwareType, Model
 from cortecs_async._api.decoders import decode, decode_list
 from cortecs_async._api.domain import (
     AffectedInstances,
@@ -24,6 +24,7 @@ from cortecs_async._api.domain import (
     InstanceStatus,
     WorkerStatus,
 )
+from cortecs_async._api.previews import ModelPreview
 from cortecs_async._api.structuring import structure
 from cortecs_async._http.messages import ShapeError
 

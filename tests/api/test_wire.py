@@ -15,7 +15,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortecs_async._api.catalog import Balance, HardwareConfig, HardwareType, ModelPreview
+from cortecs_async._api.catalog import Balance, HardwareConfig, HardwareType
 from cortecs_async._api.catalog_wire import (
     decode_balance,
     decode_hardware_types,
@@ -32,6 +32,7 @@ from cortecs_async._api.domain import (
     WorkerStatus,
 )
 from cortecs_async._api.listing import Listing, UnreadableEntry, existing_ids
+from cortecs_async._api.previews import ModelPreview
 from cortecs_async._api.wire import (
     decode_affected,
     decode_instance,
