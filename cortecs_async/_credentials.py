@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from attrs import field, frozen
-
 from ._errors import ConfigurationError, MissingCredentialsError
 from ._secrets import (
     INFERENCE_KEY_VARIABLES,
@@ -34,9 +32,7 @@ _BASE_URL = "api_base_url (CORTECS_API_BASE_URL)"
 _INFERENCE_PACKAGES = ("openai", "langchain_openai", "pydantic_ai")
 
 # Placeholders for a key in examples, and variables that were not expanded.
-_PLACEHOLDER = re.compile(
-    r"<.*|.*>|\$.*|your\b.*|your[-_].*|x{3,}|.*\.\.\.|change[-_ ]?me|none|null", re.IGNORECASE
-)
+_PLACEHOLDER = r"<.*|.*>|\$.*|your\b.*|your[-_].*|x{3,}|.*\.\.\.|change[-_ ]?me|none|null"
 
 
 class FoundKey(NamedTuple):
@@ -51,8 +47,7 @@ class FoundKey(NamedTuple):
     origin: str
 
 
-@frozen(kw_only=True)
-class Sources:
+class Sources(NamedTuple):
     """The sources of a client's credentials and inference API key.
 
     Attributes:
@@ -71,7 +66,7 @@ class Sources:
     profile: Profile | None = None
     is_named: bool = False
     is_anonymous: bool = False
-    credentials: Credentials | None = field(default=None, repr=False)
+    credentials: Credentials | None = None
 
     def check(self) -> None:
         """Raise an error if there are no credentials."""
@@ -180,7 +175,7 @@ class Sources:
         if any(character in key for character in " \"'"):
             # From a file in which the quotes were kept, or a whole header.
             return f"{what} contains a space or a quotation mark. Set it to the key only."
-        if _PLACEHOLDER.fullmatch(key):
+        if re.fullmatch(_PLACEHOLDER, key, re.IGNORECASE):
             return f"{what} is a placeholder. Set it to your inference API key from cortecs.ai."
         for name, credential in self._credentials():
             if found.value == credential:

@@ -7,7 +7,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from attrs import define, frozen
+from attrs import frozen
 
 from .._display import Row, html_table
 
@@ -88,7 +88,6 @@ def existing_ids(instances: Listing[Instance]) -> frozenset[str]:
     return frozenset(unreadable.union(each.instance_id for each in instances))
 
 
-@define(eq=False)
 class ListedIds:
     """The ids in a list of all instances.
 
@@ -98,10 +97,11 @@ class ListedIds:
         baseline: Its name in the journal, once a start request uses it as its baseline.
     """
 
-    ids: frozenset[str]
-    date: float | None
-    began: float
-    baseline: str | None = None
+    def __init__(self, ids: frozenset[str], date: float | None, began: float) -> None:
+        self.ids = ids
+        self.date = date
+        self.began = began
+        self.baseline: str | None = None
 
     @classmethod
     def of(cls, instances: Listing[Instance], began: float) -> Self:

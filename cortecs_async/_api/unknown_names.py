@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from attrs import evolve
 
 from .._aio.synchronization import SingleFlight
 from .._errors import (
@@ -111,7 +111,9 @@ class UnknownNames:
         self._clean = clean
 
         async def send_once(call: Call) -> Reply:
-            return await send(evolve(call, retried=False))
+            call = copy(call)
+            call.retried = False
+            return await send(call)
 
         async def list_instances() -> Listing[Instance]:
             from .wire import decode_instances  # noqa: PLC0415  (the instances are slow to import)

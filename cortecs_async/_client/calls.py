@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from .._config import Settings
 from .._errors import InvalidArgumentError
@@ -111,7 +112,9 @@ class Calls:
         return to_response(await self._send(checked_call(method, path, json, params)))
 
     async def _send(self, call: Call) -> Reply:
-        self._last = await self._wiring.http.request(evolve(call, settings=self._settings))
+        call = copy(call)
+        call.settings = self._settings
+        self._last = await self._wiring.http.request(call)
         return self._last
 
 

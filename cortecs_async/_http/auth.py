@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from attrs import frozen
-
 from .._aio.eventloop import loop_clock
 from .._aio.synchronization import SingleFlight
 from .._aio.tasks import check_awaitable
 from .._secrets import CredentialProvider, Credentials, Secret
 
 
-@frozen(kw_only=True)
 class Token:
     """An access token and the time to renew it, in seconds of `anyio.current_time`."""
 
-    value: Secret
-    renew_at: float
+    def __init__(self, *, value: Secret, renew_at: float) -> None:
+        self.value = value
+        self.renew_at = renew_at
 
 
 def renewal_time(now: float, expires_in: float) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from copy import copy
 from typing import Any
 
 import anyio
-from attrs import define, evolve
 
 from .._aio.background import UnawaitedTasks
 from .._aio.eventloop import LoopBinding, loop_clock
@@ -30,7 +30,6 @@ from .transport import Transport
 _OUTAGE_GAP = 60.0
 
 
-@define(eq=False)
 class _Attempts:
     """The attempts of one call so far.
 
@@ -42,13 +41,14 @@ class _Attempts:
         has_renewed_token: Whether the service has rejected its token once.
     """
 
-    call: Call
-    settings: Settings
-    elapsed: float = 0.0
-    count: int = 0
-    counted: int = 0
-    outcome_unknown: bool = False
-    has_renewed_token: bool = False
+    def __init__(self, call: Call, settings: Settings) -> None:
+        self.call = call
+        self.settings = settings
+        self.elapsed = 0.0
+        self.count = 0
+        self.counted = 0
+        self.outcome_unknown = False
+        self.has_renewed_token = False
 
     def error(self, failure: Failure) -> RequestError:
         """Return the error to raise if the last attempt is not repeated."""
@@ -124,7 +124,10 @@ class HTTP:
 
     async def request_once(self, call: Call) -> Reply:
         """Send a request without retries, for a teardown, which retries by itself."""
-        return await self.request_for_lease(evolve(call, retried=False, priority=Priority.RELEASE))
+        once = copy(call)
+        once.retried = False
+        once.priority = Priority.RELEASE
+        return await self.request_for_lease(once)
 
     async def connect(self, timeout: float) -> Failure | None:
         """Open a connection to the service without sending anything. Return the failure, if any."""

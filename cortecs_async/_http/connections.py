@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import anyio
 import httpx
-from attrs import define
 from typing_extensions import override
 
 from .._config import Settings
@@ -46,14 +45,14 @@ _IDLE_TIMEOUT = 5.0
 _MAX_POLLS = 24
 
 
-@define(eq=False)
 class Pool:
     """Connections with their limit and their number of concurrent requests."""
 
-    exchange: Exchange
-    size: float
-    busy: int = 0
-    idle_since: float = math.inf  # in seconds of `anyio.current_time`
+    def __init__(self, exchange: Exchange, size: float) -> None:
+        self.exchange = exchange
+        self.size = size
+        self.busy = 0
+        self.idle_since = math.inf  # in seconds of `anyio.current_time`
 
     @property
     def client(self) -> httpx.AsyncClient:

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import httpx
-from attrs import field, frozen
 
 from .._logging import is_httpx_logged
 from .body import MAX_BODY, BodyError, read_body
@@ -56,9 +55,8 @@ HTTPX_VERSION: str = httpx.__version__
 Headers = httpx.Headers
 
 
-@frozen(kw_only=True)
 class Request:
-    """A request to send once.
+    """A request to send once. Its representation does not show the headers and the body, which have secrets.
 
     Attributes:
         headers: All headers except Content-Length. The caller's own client adds its headers to them.
@@ -67,12 +65,22 @@ class Request:
         pool_timeout: Seconds to wait for a free connection.
     """
 
-    method: str
-    url: str
-    headers: Headers = field(repr=False)
-    body: bytes | None = field(default=None, repr=False)
-    connect_timeout: float | None = None
-    pool_timeout: float | None = None
+    def __init__(
+        self,
+        *,
+        method: str,
+        url: str,
+        headers: Headers,
+        body: bytes | None = None,
+        connect_timeout: float | None = None,
+        pool_timeout: float | None = None,
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.headers = headers
+        self.body = body
+        self.connect_timeout = connect_timeout
+        self.pool_timeout = pool_timeout
 
     @property
     def extensions(self) -> dict[str, Any]:
@@ -81,14 +89,16 @@ class Request:
         return {"timeout": timeouts}
 
 
-@frozen(kw_only=True)
 class Response:
     """A response, and its decompressed body or the reason the body is invalid."""
 
-    status: int
-    headers: Mapping[str, str]  # their names are case-insensitive
-    body: bytes | None = field(repr=False)
-    problem: str = ""
+    def __init__(
+        self, *, status: int, headers: Mapping[str, str], body: bytes | None, problem: str = ""
+    ) -> None:
+        self.status = status
+        self.headers = headers  # their names are case-insensitive
+        self.body = body
+        self.problem = problem
 
 
 class Exchange(Protocol):

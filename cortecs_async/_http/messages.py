@@ -6,9 +6,8 @@ import enum
 import http.client
 import json
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
-
-from attrs import field, frozen
 
 from .._aio.tasks import DetachedTask
 from .._config import Settings
@@ -19,9 +18,8 @@ from .limiter import Priority
 T = TypeVar("T")
 
 
-@frozen(kw_only=True)
 class Call:
-    """A request as described by the resources.
+    """A request as described by the resources. Its representation does not show the body.
 
     Attributes:
         path: Path below the API base URL, already validated.
@@ -31,15 +29,28 @@ class Call:
             was sent. Between attempts, the request can be cancelled as usual.
     """
 
-    method: str
-    path: str
-    json: Mapping[str, Any] | None = field(default=None, repr=False)  # may hold the client secret
-    params: Mapping[str, str] | None = None
-    authenticated: bool = True
-    retried: bool = True
-    priority: Priority = Priority.CALL
-    settings: Settings | None = field(default=None, repr=False)
-    witness: Witness | None = field(default=None, repr=False)
+    def __init__(
+        self,
+        *,
+        method: str,
+        path: str,
+        json: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        authenticated: bool = True,
+        retried: bool = True,
+        priority: Priority = Priority.CALL,
+        settings: Settings | None = None,
+        witness: Witness | None = None,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.json = json
+        self.params = params
+        self.authenticated = authenticated
+        self.retried = retried
+        self.priority = priority
+        self.settings = settings
+        self.witness = witness
 
     @property
     def has_effect(self) -> bool:
@@ -69,9 +80,8 @@ class Witness(Protocol):
         """Record the outcome of the attempt, even if it was cancelled."""
 
 
-@frozen(kw_only=True)
 class Reply:
-    """A successful response.
+    """A successful response. Its representation does not show the data, which may be an access token.
 
     Attributes:
         data: The JSON, or None for an empty body.
@@ -80,12 +90,22 @@ class Reply:
         headers: Unchecked; their names are case-insensitive.
     """
 
-    call: Call
-    status: int
-    data: Any = field(repr=False)
-    request_id: str | None = None
-    attempts: int = 1
-    headers: Mapping[str, str] = field(factory=dict, repr=False)
+    def __init__(
+        self,
+        *,
+        call: Call,
+        status: int,
+        data: Any,
+        request_id: str | None = None,
+        attempts: int = 1,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.call = call
+        self.status = status
+        self.data = data
+        self.request_id = request_id
+        self.attempts = attempts
+        self.headers = headers
 
     def decode(self, decoder: Callable[[Any], T]) -> T:
         """Decode the data. Turn a `ShapeError` from the decoder into a `DecodeError`."""
@@ -293,7 +313,6 @@ class FailureKind(enum.Enum):
     STATUS = "status"  # an error status
 
 
-@frozen(kw_only=True)
 class Failure:
     """An attempt without a usable response.
 
@@ -307,14 +326,26 @@ class Failure:
             any other body, such as HTML from a proxy.
     """
 
-    kind: FailureKind
-    detail: str = ""
-    is_unreachable: bool = False
-    status: int | None = None
-    retry_after: float | None = None
-    body: str = ""
-    reason: str = ""
-    request_id: str | None = None
+    def __init__(
+        self,
+        *,
+        kind: FailureKind,
+        detail: str = "",
+        is_unreachable: bool = False,
+        status: int | None = None,
+        retry_after: float | None = None,
+        body: str = "",
+        reason: str = "",
+        request_id: str | None = None,
+    ) -> None:
+        self.kind = kind
+        self.detail = detail
+        self.is_unreachable = is_unreachable
+        self.status = status
+        self.retry_after = retry_after
+        self.body = body
+        self.reason = reason
+        self.request_id = request_id
 
 
 def is_start(method: str, path: str) -> bool:

@@ -9,12 +9,12 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from copy import copy
 from datetime import UTC, datetime
 from email.message import Message
 from typing import Any, cast
 
 import anyio
-from attrs import evolve, field, frozen
 
 from .._aio.eventloop import in_trio, loop_clock
 from .._config import Settings
@@ -65,15 +65,22 @@ class _ConnectedError(Exception):
     """Aborts a request before anything is sent, because the connection to the service is open."""
 
 
-@frozen
 class _CachedHeaders:
     """The headers for requests with the same token and settings."""
 
-    token: Token | None
-    settings: Settings
-    is_ours: bool  # sent by our client, not by the caller's, which adds its own headers
-    headers: Headers = field(repr=False)
-    with_body: Headers = field(repr=False)  # the same with the type of a body
+    def __init__(
+        self,
+        token: Token | None,
+        settings: Settings,
+        is_ours: bool,  # noqa: FBT001  (sent by our client, not by the caller's, which adds its own headers)
+        headers: Headers,
+        with_body: Headers,
+    ) -> None:
+        self.token = token
+        self.settings = settings
+        self.is_ours = is_ours
+        self.headers = headers
+        self.with_body = with_body  # the same with the type of a body
 
 
 class Transport:
@@ -195,7 +202,8 @@ class Transport:
             target = redirect_target(request, response)
             if target is None:
                 break
-            request = evolve(request, url=target)
+            request = copy(request)
+            request.url = target
             response = await pool.exchange.send(request)
         return response
 
