@@ -11,7 +11,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from ._api.domain import Instance, Progress
     from ._client.client import AsyncCortecs
-    from ._config import PollPolicy, RetryPolicy
+    from ._config import RetryPolicy
     from ._errors import (
         APIStatusError,
         ConfigurationError,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from ._lease.handle import InstanceHandle
     from ._lease.lease import InstanceLease
+    from ._poll_policy import PollPolicy
     from ._secrets import Credentials, Secret
 
 __all__ = [

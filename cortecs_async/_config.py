@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, get_args
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from urllib.parse import urlsplit
 
-import attrs
 from attrs import evolve, field, frozen
 
 from ._credentials import Sources, resolve_sources
-from ._durations import Duration, as_seconds, duration_problem, is_number
+from ._durations import Duration, as_seconds
 from ._environment import Environment, Proxy, split_url
 from ._errors import ConfigurationError
+from ._fields import at_least, whole
 from ._hints import hinted
 from ._secrets import (
     CredentialProvider,
@@ -23,8 +24,13 @@ from ._secrets import (
     has_line_break,
 )
 
+if TYPE_CHECKING:
+    from attrs import Attribute
+
+    from ._poll_policy import PollPolicy
+
 _OWN_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
 
 ProtectionMode = Literal["auto", "required", "off"]
 TransportName = Literal["httpx", "aiohttp"]
@@ -40,48 +46,19 @@ class URLObject(Protocol):
 DEFAULT_API_BASE_URL = "https://cortecs.ai/api/v1"
 
 
-def _name(instance: object, attribute: attrs.Attribute[Any]) -> str:
-    # The settings are arguments of `AsyncCortecs`.
-    return attribute.name if isinstance(instance, Settings) else f"{type(instance).__name__}.{attribute.name}"
-
-
-def _at_least(minimum: float) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if attribute.converter is not None:
-            problem = duration_problem(value, at_least=minimum)
-        elif not is_number(value):
-            problem = f"must be a number, not {value!r}"
-        else:
-            problem = f"must be at least {minimum:g}, not {value!r}" if value < minimum else None
-        if problem:
-            raise ConfigurationError(f"{_name(instance, attribute)} {problem}")
-
-    return check
-
-
-def _whole(minimum: int) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ConfigurationError(
-                f"{_name(instance, attribute)} must be a whole number of at least {minimum}, not {value!r}"
-            )
-
-    return check
-
-
 def check_mode(name: str, mode: Any) -> None:
     """Check the value of `guard` or `journal`."""
     if mode not in get_args(ProtectionMode):
         raise ConfigurationError(f"{name} must be one of {', '.join(get_args(ProtectionMode))}, not {mode!r}")
 
 
-def _known_transport(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _known_transport(_: object, attribute: Attribute[Any], value: Any) -> None:
     if value not in get_args(TransportName):
         choice = " or ".join(map(repr, get_args(TransportName)))
         raise ConfigurationError(f"{attribute.name} must be {choice}, not {value!r}")
 
 
-def _is_bool(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _is_bool(_: object, attribute: Attribute[Any], value: Any) -> None:
     _check_bool(attribute.name, value)
 
 
@@ -119,71 +96,38 @@ class RetryPolicy:
             print(await client.models.list())
     """
 
-    max_retries: int = field(default=5, validator=_whole(0))
-    initial_backoff: float = field(default=0.5, converter=as_seconds, validator=_at_least(0))
-    max_backoff: float = field(default=8.0, converter=as_seconds, validator=_at_least(0))
-    max_retry_after: float = field(default=120.0, converter=as_seconds, validator=_at_least(0))
-    total_timeout: float = field(default=180.0, converter=as_seconds, validator=_at_least(0))
-    adoption_window: float = field(default=60.0, converter=as_seconds, validator=_at_least(0))
+    max_retries: int = field(default=5, validator=whole(0))
+    initial_backoff: float = field(default=0.5, converter=as_seconds, validator=at_least(0))
+    max_backoff: float = field(default=8.0, converter=as_seconds, validator=at_least(0))
+    max_retry_after: float = field(default=120.0, converter=as_seconds, validator=at_least(0))
+    total_timeout: float = field(default=180.0, converter=as_seconds, validator=at_least(0))
+    adoption_window: float = field(default=60.0, converter=as_seconds, validator=at_least(0))
 
 
-@hinted
-@frozen(kw_only=True)
-class PollPolicy:
-    """The polling intervals. The service does not send events, so the client polls for changes.
-
-    The time between two polls is the time waited so far times `growth`, but at least `min_interval` and at
-    most `max_interval`. The response time counts toward it when the client polls for one instance. Even then,
-    the client pauses for at least half of the time, so a slow service is polled less often.
-
-    Specify each time as seconds, a `timedelta`, or a string such as "90s". The attributes are seconds.
+@frozen(kw_only=True, eq=False, repr=False)
+class Settings:
+    """The resolved settings of a client.
 
     Attributes:
-        min_interval: Minimum time between two polls, in seconds.
-        max_interval: Maximum time between two polls, in seconds. cortecs.ai's own client always waits 5 s.
-        growth: The time between two polls as a share of the time waited so far.
-        settle: Seconds after starting an instance during which a poll that shows the instance stopped is
-            ignored. A poll that does not find the instance is ignored for six times as long.
-        lost_interval: Seconds between two polls of a leased instance during the block.
-        max_outage: Seconds of failing polls after which a wait raises the last error.
-        stall_timeout: Seconds without any change after which starting fails. If None, only the
-            deadline counts.
-
-    Example:
-        policy = PollPolicy(max_interval=2.0, lost_interval="30s")
-        async with AsyncCortecs(poll_policy=policy) as client:
-            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
-                print(inst.base_url)
+        poll_policy: The caller's polling intervals, or None for the default ones.
     """
 
-    min_interval: float = field(default=0.5, converter=as_seconds, validator=_at_least(0.01))
-    max_interval: float = field(default=5.0, converter=as_seconds, validator=_at_least(0.01))
-    growth: float = field(default=0.1, validator=_at_least(0))
-    settle: float = field(default=10.0, converter=as_seconds, validator=_at_least(0))
-    lost_interval: float = field(default=10.0, converter=as_seconds, validator=_at_least(0.01))
-    max_outage: float = field(default=600.0, converter=as_seconds, validator=_at_least(0))
-    stall_timeout: float | None = field(
-        default=None,
-        converter=attrs.converters.optional(as_seconds),
-        validator=attrs.validators.optional(_at_least(0.01)),
-    )
-
-
-@frozen(kw_only=True)
-class Settings:
-    """The resolved settings of a client."""
-
     api_base_url: str
-    credential_provider: CredentialProvider = field(repr=False)
-    timeout: float = field(converter=as_seconds, validator=_at_least(0.001))
+    credential_provider: CredentialProvider
+    timeout: float = field(converter=as_seconds, validator=at_least(0.001))
     retry: RetryPolicy
-    poll: PollPolicy
-    headers: Mapping[str, str] = field(repr=False)
-    max_connections: int = field(default=100, validator=_whole(1))
+    headers: Mapping[str, str]
+    poll_policy: PollPolicy | None = None
+    max_connections: int = field(default=100, validator=whole(1))
     transport: TransportName = field(default="httpx", validator=_known_transport)
     tag_starts: bool = field(default=False, validator=_is_bool)
-    environment: Environment = field(factory=Environment, repr=False)
-    sources: Sources = field(factory=Sources, repr=False)
+    environment: Environment = field(factory=Environment)
+    sources: Sources = field(factory=Sources)
+
+    @property
+    def poll(self) -> PollPolicy:
+        """The polling intervals."""
+        return self.poll_policy or _default_poll_policy()
 
     @property
     def proxy(self) -> Proxy | None:
@@ -209,6 +153,13 @@ class Settings:
     def is_loopback(self) -> bool:
         """Whether the API base URL points at this machine."""
         return is_loopback_host(urlsplit(self.api_base_url).hostname or "")
+
+
+@cache
+def _default_poll_policy() -> PollPolicy:
+    from ._poll_policy import PollPolicy  # noqa: PLC0415  (slow to import, and needed only for instances)
+
+    return PollPolicy()
 
 
 def resolve_settings(
@@ -244,7 +195,10 @@ def resolve_settings(
     is_given = api_base_url.reveal() is not None and api_base_url.reveal() != ""
     found_url = Hidden(sources.api_base_url() or DEFAULT_API_BASE_URL)
     _check_policy("retry_policy", retry_policy, RetryPolicy)
-    _check_policy("poll_policy", poll_policy, PollPolicy)
+    if poll_policy is not None:
+        from ._poll_policy import PollPolicy  # noqa: PLC0415  (as above)
+
+        _check_policy("poll_policy", poll_policy, PollPolicy)
     _check_bool("allow_insecure_http", allow_insecure_http)
     retry = retry_policy or RetryPolicy()
     if max_retries is not None:
@@ -258,7 +212,7 @@ def resolve_settings(
         credential_provider=credential_provider,
         timeout=timeout,
         retry=retry,
-        poll=poll_policy or PollPolicy(),
+        poll_policy=poll_policy,
         headers={},
         max_connections=max_connections,
         transport=transport,
@@ -378,7 +332,7 @@ def _headers_problem(headers: Any) -> str | None:
 def _header_problem(name: Any, value: Any) -> str | None:
     if not isinstance(name, str) or not isinstance(value, str):
         return " must be a mapping from strings to strings"
-    if not _HEADER_NAME.fullmatch(name):
+    if not re.fullmatch(_HEADER_NAME, name):
         return f": {name!r} is not a valid header name"
     if name.lower() in _OWN_HEADERS:
         return f" cannot set {name}, because the client sets it"

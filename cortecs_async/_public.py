@@ -29,7 +29,7 @@ LAZY = {
         "InstanceLease": "_lease.lease",
         "InvalidArgumentError": "_errors",
         "LifecycleError": "_errors",
-        "PollPolicy": "_config",
+        "PollPolicy": "_poll_policy",
         "Progress": "_api.domain",
         "RequestError": "_errors",
         "RetryPolicy": "_config",

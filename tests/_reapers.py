@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cortecs_async._config import PollPolicy, RetryPolicy, Settings
+from cortecs_async._config import RetryPolicy, Settings
 from cortecs_async._environment import Environment
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery.accounts import describe
@@ -127,7 +127,6 @@ def sealed(api_base_url: str = "https://service.test/v1", environment: Environme
         credential_provider=_no_credentials,
         timeout=30.0,
         retry=RetryPolicy(),
-        poll=PollPolicy(),
         headers={},
         environment=environment or Environment(),
     )

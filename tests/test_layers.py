@@ -23,6 +23,8 @@ ROWS: list[set[str]] = [
     {"_public"},
     {"_errors"},
     {"_durations", "_logging", "_secrets"},
+    {"_fields"},
+    {"_poll_policy"},
     {"_environment", "_keyring", "_state_directory"},
     {"_profiles"},
     {"_credentials"},

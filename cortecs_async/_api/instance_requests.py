@@ -12,10 +12,10 @@ from functools import partial
 import anyio
 
 from .._aio.synchronization import Mutex
-from .._config import PollPolicy
 from .._errors import BadRequestError, ConflictError, NotFoundError
 from .._http.limiter import Priority
 from .._http.messages import Call, Witness
+from .._poll_policy import PollPolicy
 from . import wire
 from .domain import AffectedInstances, Instance, InstanceArgs
 from .expected import VISIBILITY_FACTOR

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define
 
-from .._config import PollPolicy
+from .._poll_policy import PollPolicy
 from .domain import Instance, Progress
 
 # A larger number of steps is treated as an error in the service.

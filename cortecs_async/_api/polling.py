@@ -16,7 +16,6 @@ from anyio.lowlevel import checkpoint
 
 from .._aio.eventloop import LoopBinding
 from .._aio.synchronization import Backoff, Broadcast
-from .._config import PollPolicy
 from .._errors import (
     APIStatusError,
     BadRequestError,
@@ -29,6 +28,7 @@ from .._errors import (
 )
 from .._http.retry import is_transient_error
 from .._logging import Event, log
+from .._poll_policy import PollPolicy
 from .domain import Instance
 from .expected import ExpectedInstances
 from .intervals import pause_after, poll_interval

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from .._config import PollPolicy
 from .._errors import InstanceGoneError, LifecycleError, StartFailedError, StartTimeoutError
 from .._hints import hinted
+from .._poll_policy import PollPolicy
 from .domain import Instance, Progress
 from .polling import TERMINAL_STATUSES, Poller
 from .subscription import ABSENCE_SPAN, Subscription

@@ -26,9 +26,10 @@ from .with_options import CallMethods
 if TYPE_CHECKING:
     from .._api.instances import Instances
     from .._api.resources import HardwareTypes, Models, User
-    from .._config import PollPolicy, ProtectionMode, RetryPolicy, Settings, TransportName, URLObject
+    from .._config import ProtectionMode, RetryPolicy, Settings, TransportName, URLObject
     from .._durations import Duration
     from .._http.connections import HTTPClient
+    from .._poll_policy import PollPolicy
     from .._secrets import CredentialProvider, Secret
     from .._telemetry import Telemetry
 

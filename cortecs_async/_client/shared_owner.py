@@ -22,11 +22,12 @@ from anyio.abc import SocketListener
 from .._aio.eventloop import BoottimeEventLoop
 from .._api.model_ids import to_hf_name
 from .._api.waiting import ProgressCallback
-from .._config import PollPolicy, RetryPolicy
+from .._config import RetryPolicy
 from .._lease.lease import InstanceLease
 from .._lease.options import start_options
 from .._logging import log_to_stderr
 from .._platform import NO_LOCKS
+from .._poll_policy import PollPolicy
 from .._secrets import Hidden, Secret
 from .._sharing.connections import ConnectionListener
 from .._sharing.info import SharedInfo

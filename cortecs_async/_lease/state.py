@@ -15,12 +15,12 @@ from .._aio.eventloop import loop_clock
 from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
 from .._api.unknown_names import UnknownNames
-from .._config import PollPolicy
 from .._credentials import Sources
 from .._errors import InvalidArgumentError
 from .._http.client import HTTP
 from .._http.connections import HTTPClient
 from .._logging import Event
+from .._poll_policy import PollPolicy
 from .._recovery.cost_lines import CostOutcome
 from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Observer, Operation, Source

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from .._config import PollPolicy, RetryPolicy, Settings
+from .._config import RetryPolicy, Settings
 from .._environment import Environment
 from .._secrets import Credentials, Secret
 from .records import Record
@@ -64,7 +64,6 @@ def settings_of(account: Record) -> Settings:
         credential_provider=provide,
         timeout=min(float(account["timeout"]), _MAX_REQUEST_TIMEOUT),
         retry=RetryPolicy(),
-        poll=PollPolicy(),
         headers=account["headers"],
         environment=Environment.from_data(account["environment"]),
     )

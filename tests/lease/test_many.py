@@ -20,7 +20,7 @@ from _world import MODEL, World, client_of, emulated_wall_clock
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._api.listing import Listing
 from cortecs_async._api.polling import Poller
-from cortecs_async._config import PollPolicy
+from cortecs_async._poll_policy import PollPolicy
 from cortecs_async._recovery.due import DueTimes
 from cortecs_async._recovery.reaper import GRACE, Reaper
 from cortecs_async._recovery.records import Record
