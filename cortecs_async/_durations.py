@@ -19,7 +19,7 @@ EXAMPLES = "seconds, '1h30m', or timedelta(hours=2)"
 
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-_TEXT = re.compile("".join(rf"(?:{_NUMBER}{unit})?" for unit in _UNITS))
+_TEXT = "".join(rf"(?:{_NUMBER}{unit})?" for unit in _UNITS)
 
 # Longer durations are typing errors and would lead to times out of range for dates.
 _MAX_SECONDS = 3650 * 86400.0
@@ -34,7 +34,7 @@ def parse_duration(text: str) -> float:
     """
     normal = text.strip().lower()
     # A bare number means seconds, but not after a unit: "1h30" is ambiguous.
-    match = _TEXT.fullmatch(f"{normal}s" if re.fullmatch(_NUMBER, normal) else normal)
+    match = re.fullmatch(_TEXT, f"{normal}s" if re.fullmatch(_NUMBER, normal) else normal)
     parts = match.groups(default="0") if match and normal else ()
     seconds = sum(float(part) * unit for part, unit in zip(parts, _UNITS.values(), strict=False))
     if not parts or math.isinf(seconds):

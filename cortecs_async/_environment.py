@@ -38,7 +38,7 @@ _NOT_IN_URL = re.compile(r"""[\s\x00-\x1f\x7f-\x9f\\"<>^`{|}]""")
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 
 # A host name in NO_PROXY, possibly with a dot or wildcard (`.example.com`, `*.example.com`, `10.*`).
-_HOST_NAME = re.compile(r"[\w.*-]+")
+_HOST_NAME = r"[\w.*-]+"
 
 
 class Proxy(NamedTuple):
@@ -279,7 +279,7 @@ def _parse(entry: str) -> _Rule:
     address = host.replace("[", "").replace("]", "")
     if _is_network(address):
         return scheme, ip_network(address, strict=False), port
-    if not _HOST_NAME.fullmatch(host):
+    if not re.fullmatch(_HOST_NAME, host):
         raise ValueError(entry)
     return scheme, host.strip(".") or host, port
 

@@ -28,7 +28,7 @@ ROUTES = frozenset({"start", "restart", "stop", "stop-all", "delete-all"})
 
 # RFC 3986's unreserved characters and the colon. A path segment carries them unencoded, so nothing on the way
 # to the service (a proxy that decodes %2F, a router that strips spaces) can change the segment.
-_SEGMENT = re.compile(r"[A-Za-z0-9._~:-]+")
+_SEGMENT = r"[A-Za-z0-9._~:-]+"
 
 
 def check_instance_id(instance_id: str) -> str:
@@ -71,7 +71,7 @@ def _check_text(name: str, value: object) -> None:
 
 def _check_segment(name: str, value: str, *, typed: str | None = None) -> None:
     _check_text(name, value)
-    if not _SEGMENT.fullmatch(value) or set(value) == {"."} or ".." in value:
+    if not re.fullmatch(_SEGMENT, value) or set(value) == {"."} or ".." in value:
         raise InvalidArgumentError(
             f"{name} {(typed or value)[:80]!r} is not a valid id. Use only letters, digits, and the "
             f"characters . _ ~ : -{'' if typed is None else '. Write org/name or org--name.'}"
