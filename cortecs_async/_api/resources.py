@@ -18,7 +18,6 @@ from .._logging import Event, log
 from .catalog_wire import decode_balance, decode_hardware_types, decode_model, decode_models
 from .listing import Listing, read_date
 from .previews import ModelPreview
-from .validation import check_model_id
 
 if TYPE_CHECKING:
     from .catalog import Balance, HardwareType, Model
@@ -100,6 +99,8 @@ class Models:
             model = await client.models.get("meta-llama/Llama-3.1-8B-Instruct")
             print(model.recommended_config)
         """
+        from .validation import check_model_id  # noqa: PLC0415  (not needed for lists)
+
         requested_id = check_model_id(model_id)
         reply = await self._send(Call(method="GET", path=f"/models/{requested_id}", authenticated=False))
         return reply.decode(partial(decode_model, requested_id=requested_id))

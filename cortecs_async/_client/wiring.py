@@ -18,7 +18,6 @@ import anyio
 from .._aio.closing import is_closed_coroutine
 from .._aio.threads import System
 from .._api.resources import HardwareTypes, ListReader, Models, Send, User
-from .._api.validation import check_bool
 from .._config import ProtectionMode, Settings
 from .._credentials import uses_inference
 from .._durations import Duration, check_seconds
@@ -227,6 +226,7 @@ class Wiring:
         await release_acquired(self._services, handle, seconds)
 
     async def sweep(self, *, dry_run: bool, force: bool, timeout: Duration) -> tuple[Orphan, ...]:
+        from .._api.validation import check_bool  # noqa: PLC0415
         from .._recovery.sweep import sweep  # noqa: PLC0415
 
         publish_loaded()
