@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import _thread
 import marshal
-import os
 import sys
 
-from .._platform import NO_REAPER
+from .._platform import NO_REAPER, os
 from .records import encode
 
 TYPE_CHECKING = False  # `typing` takes milliseconds to import

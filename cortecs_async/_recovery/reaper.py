@@ -24,17 +24,13 @@ from __future__ import annotations
 
 import _thread
 import gc
-import os
-import select
 import sys
 import time
 
 from .._aio.clock import SteadyClock
-from .._platform import NO_REAPER, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK
-from .due import DueTimes
+from .._platform import NO_REAPER, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK, os
 from .pipe import ParentPipe, decode_messages
 from .records import JournalState, encode
-from .rehearsal import Rehearsals, import_lock
 
 TYPE_CHECKING = False  # `typing` takes milliseconds to import
 if TYPE_CHECKING:
@@ -43,9 +39,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from threading import Thread
 
+    from .due import DueTimes
     from .journal import JournalFile
     from .promise import Promise
     from .records import Record
+    from .rehearsal import Rehearsals
 
     # Fulfills promises, as `recover.reap` does.
     Reap = Callable[
@@ -58,9 +56,9 @@ else:
 # The package without its __init__, which would import everything. httpx imports the other modules if they are
 # installed, for its command line, trio, HTTP/2, and compressions that our requests do not accept.
 BOOTSTRAP = """
-import sys, types
+import sys
 sys.modules.update(dict.fromkeys(["click", "trio", "h2", "brotli", "brotlicffi", "zstandard"]))
-package = types.ModuleType("cortecs_async")
+package = type(sys)("cortecs_async")
 package.__path__ = [sys.argv[1]]
 sys.modules["cortecs_async"] = package
 from cortecs_async._recovery.reaper import main
@@ -113,7 +111,7 @@ class Reaper:
         self._lock = _thread.RLock()
         self._workers: dict[str, Thread] = {}  # by the key of each promise
         self._retry_at: dict[str, float] = {}  # by the key of each promise worked on
-        self._due = DueTimes()  # of the promises that no worker works on
+        self._due: DueTimes | None = None  # of the promises that no worker works on; None before the first
         self._certificates: dict[str, int] = {}  # descriptors, by path
 
     def receive(self, message: Record) -> None:
@@ -156,12 +154,18 @@ class Reaper:
         if isinstance(key, str):
             promise = None if key in self._workers else self.state.promises.get(key)
             due_at = None if promise is None else promise.due_at(owner_lives=True, grace=GRACE)
+            if self._due is None:
+                if due_at is None:
+                    return
+                from .due import DueTimes  # noqa: PLC0415  (most promises are never due)
+
+                self._due = DueTimes()
             self._due.set(key, None if due_at is None else max(due_at, self._retry_at.get(key, due_at)))
 
     def next_due(self) -> float | None:
         """Return the Unix time of the next promise to fulfill while the parent lives, or None."""
         with self._lock:
-            return self._due.earliest()
+            return None if self._due is None else self._due.earliest()
 
     def recover_due(self, now: float | None = None) -> None:
         """Release, in a thread, any instances that the living parent failed to release.
@@ -181,7 +185,8 @@ class Reaper:
     def take_due(self, now: float, worker: Thread) -> list[Promise]:
         """Return the promises that are due at a Unix time. From now on, `worker` works on them."""
         with self._lock:
-            due = [each for key in self._due.take(now) if (each := self.state.promises.get(key))]
+            keys = [] if self._due is None else self._due.take(now)
+            due = [each for key in keys if (each := self.state.promises.get(key))]
             self._workers.update(dict.fromkeys((promise.key for promise in due), worker))
         return due
 
@@ -267,14 +272,19 @@ class Reaper:
     def _restore_certificates(self, accounts: Mapping[str, Record]) -> None:
         for settings in accounts.values():
             path = settings["environment"]["cafile"]
-            if path in self._certificates and not os.path.exists(path):  # noqa: PTH110  (like `os.open`)
-                settings["environment"]["cafile"] = f"/dev/fd/{self._certificates[path]}"
+            if path in self._certificates:
+                try:
+                    os.stat(path)  # not `os.path`, which would have to be imported
+                except OSError:
+                    settings["environment"]["cafile"] = f"/dev/fd/{self._certificates[path]}"
 
     def _recover(self, promises: Sequence[Promise]) -> None:
         # A copy, because a different thread may receive accounts.
         accounts = dict(self.accounts)
         self._restore_certificates(accounts)
         if self._reap is None:
+            from .rehearsal import import_lock  # noqa: PLC0415  (not needed while the parent works)
+
             gc.disable()  # it takes a tenth of the time of the imports, and finds next to nothing
             try:
                 with import_lock:
@@ -310,12 +320,12 @@ def main() -> None:
     _set_signals()
     stdin, stdout = os.dup(_STDIN), os.dup(_STDOUT)
     # Imported code may print, and its output must not mix with the messages.
-    null = os.open(os.devnull, os.O_RDWR)
+    null = os.open("/dev/null", os.O_RDWR)
     for fd in (_STDIN, _STDOUT):
         os.dup2(null, fd)
     serve(stdin, stdout)
     # Nothing is left to clean up, and a normal exit takes a sixth as long as the reaper's start.
-    os._exit(0)
+    os._exit(0)  # noqa: SLF001  (it belongs to `os`)
 
 
 def _set_signals() -> None:
@@ -331,15 +341,24 @@ def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
     """Receive messages until the parent sends BYE or dies. The arguments are the pipes from and to it."""
     parent = ParentPipe(stdout)
     clock = SteadyClock()
-    rehearsals = Rehearsals(parent.send, closed_in_child=(stdin, stdout))
-    reaper = Reaper(parent.send, reap, clock, rehearsals.begin)
+    rehearsals: list[Rehearsals] = []  # none if there is a sufficient record
+    began = time.time()
+
+    def rehearse(account: str, settings: Record, number: int, record: Sequence[str] | None) -> None:
+        if not rehearsals:
+            from .rehearsal import Rehearsals  # noqa: PLC0415  (usually not needed)
+
+            rehearsals.append(Rehearsals(parent.send, closed_in_child=(stdin, stdout), since=began))
+        rehearsals[0].begin(account, settings, number, record)
+
+    reaper = Reaper(parent.send, reap, clock, rehearse)
     buffer = b""
     while not reaper.has_bye:
         now = clock()
-        ready = select.select([stdin, *rehearsals.fds], [], [], _wait(reaper, parent, now))[0]
-        for fd in rehearsals.fds:
-            if fd in ready:
-                rehearsals.end(fd)
+        fds = [stdin, *(fd for each in rehearsals for fd in each.fds)]
+        ready = _readable(fds, _wait(reaper, parent, now))
+        for fd in {*ready} - {stdin}:
+            rehearsals[0].end(fd)
         if stdin in ready:
             chunk = os.read(stdin, 1 << 16)
             if not chunk:
@@ -350,11 +369,21 @@ def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
         else:
             # Only once no message is waiting: after a pause of this process, one may report activity.
             reaper.recover_due(now)
-    rehearsals.cancel()
+    for each in rehearsals:
+        each.cancel()
     if reaper.has_bye:
         reaper.join()
     else:
         reaper.recover_after_parent()
+
+
+def _readable(fds: list[int], seconds: float | None) -> list[int]:
+    """Return the descriptors to read. Without a timeout, a single one is not waited for."""
+    if len(fds) == 1 and seconds is None:
+        return fds  # reading it waits
+    import select  # noqa: PLC0415  (many reapers never need it)
+
+    return select.select(fds, [], [], seconds)[0]
 
 
 def _wait(reaper: Reaper, parent: ParentPipe, now: float) -> float | None:

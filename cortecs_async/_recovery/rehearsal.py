@@ -38,15 +38,18 @@ import_lock = _thread.allocate_lock()
 class Rehearsals:
     """The rehearsals in progress. `send` sends each outcome to the parent.
 
-    `closed_in_child` are the reaper's pipes. A child must not hold them open.
+    `closed_in_child` are the reaper's pipes. A child must not hold them open. `since` is the Unix time when
+    the reaper started, or None for now.
     """
 
-    def __init__(self, send: Callable[[Record], None], closed_in_child: Iterable[int]) -> None:
+    def __init__(
+        self, send: Callable[[Record], None], closed_in_child: Iterable[int], since: float | None = None
+    ) -> None:
         self._send = send
         self._closed_in_child = tuple(closed_in_child)
         self._children: dict[int, tuple[int, Record]] = {}  # process id and reply, by file descriptor
         self._waiting: list[tuple[str, Record, int, Sequence[str] | None]] = []  # arguments of `begin`
-        self._created_at = time.time()
+        self._since = time.time() if since is None else since
 
     @property
     def fds(self) -> list[int]:
@@ -78,7 +81,7 @@ class Rehearsals:
             self._send({**answer, "problem": f"cannot start the check process: {error}"})
             return
         if pid == 0:
-            _perform(settings, result, self._closed_in_child, record, self._created_at)
+            _perform(settings, result, self._closed_in_child, record, self._since)
         os.close(result)
         self._children[fd] = pid, answer
 
