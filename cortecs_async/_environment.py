@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from types import MappingProxyType
@@ -194,9 +194,14 @@ def _existing(folders: str) -> str | None:
     return os.pathsep.join(existing or paths) or None
 
 
+def certificates_in(folder: str) -> Iterator[str]:
+    """Return the paths of the files that OpenSSL finds in a directory of SSL_CERT_DIR."""
+    return (str(path) for path in Path(folder).iterdir() if _HASHED_NAME.fullmatch(path.name))
+
+
 def _has_certificates(folder: str) -> bool:
     try:
-        return any(_HASHED_NAME.fullmatch(path.name) for path in Path(folder).iterdir())
+        return any(certificates_in(folder))
     except OSError:
         return False
 

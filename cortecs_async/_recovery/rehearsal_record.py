@@ -33,6 +33,7 @@ from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+from .._environment import certificates_in
 from .._state_directory import StateFolder
 from .records import Record
 
@@ -150,7 +151,7 @@ def _certificates(settings: Record) -> Iterator[str]:
     for folder in filter(None, (environment["capath"] or "").split(os.pathsep)):
         yield folder
         # Overwriting a file does not change its folder.
-        yield from filter(os.path.isfile, (os.path.join(folder, name) for name in os.listdir(folder)))
+        yield from filter(os.path.isfile, certificates_in(folder))
     if (certifi := sys.modules.get("certifi")) is not None:
         yield certifi.where()
 
