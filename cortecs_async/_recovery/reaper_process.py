@@ -248,7 +248,8 @@ class ReaperProcess:
             number = int(message["ack"])
             with self._changed:
                 self._last_acknowledged = number
-                self._changed.notify_all()
+                if number >= self._last_sent:  # otherwise, `send` would only wait for the next one
+                    self._changed.notify_all()
 
     def _end_rehearsal(self, account: str, problem: str) -> None:
         self._rehearsed[account] = problem
