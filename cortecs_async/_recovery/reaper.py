@@ -366,6 +366,7 @@ def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
             complete, newline, buffer = (buffer + chunk).rpartition(b"\n")
             for message in decode_messages(complete + newline):
                 reaper.receive(_by_clock(message, clock))
+            parent.flush()
         else:
             # Only once no message is waiting: after a pause of this process, one may report activity.
             reaper.recover_due(now)

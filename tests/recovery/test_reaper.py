@@ -239,6 +239,21 @@ def test_a_dead_parent_is_no_error(pipe: tuple[int, int]) -> None:
     assert not parent.flush()
 
 
+def test_one_acknowledgment_is_for_all_messages_before_it(pipe: tuple[int, int]) -> None:
+    source, target = pipe
+    parent = ParentPipe(target)
+    for number in range(1, 4):
+        parent.send({"ack": number})
+    parent.send({"action": 5})
+    parent.send({"ack": 4})
+    assert not parent.flush()
+    assert [json.loads(line) for line in os.read(source, 1 << 16).splitlines()] == [
+        {"action": 5},
+        {"ack": 3},
+        {"ack": 4},
+    ]
+
+
 def test_lines_that_cannot_be_read_are_skipped_by_the_reaper(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
