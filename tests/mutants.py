@@ -2050,6 +2050,13 @@ MUTANTS = [
         "http/test_client.py::TestOwnPool::test_a_proxy_of_the_environment_does_not_see_loopback",
     ),
     Mutant(
+        "records a rehearsal although the reaper's modules may have changed since its start",
+        "_recovery/reaper.py",
+        ", since=began",
+        "",
+        "recovery/test_reaper.py::test_a_late_rehearsal_counts_from_the_start_of_the_reaper",
+    ),
+    Mutant(
         "has a reaper that opens the file of certificates only when it needs it",
         "_recovery/reaper.py",
         "                self._keep_certificates(settings)\n",

@@ -32,6 +32,7 @@ from cortecs_async._environment import import_path
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery import reaper_process as _reaper_process
+from cortecs_async._recovery import rehearsal as _rehearsal
 from cortecs_async._recovery.journal import JournalFile
 from cortecs_async._recovery.pipe import ParentPipe, encode_messages
 from cortecs_async._recovery.promise import Promise
@@ -39,6 +40,7 @@ from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.reaper_check import check_reaper
 from cortecs_async._recovery.reaper_process import ReaperProcess
 from cortecs_async._recovery.records import JournalState, Record, encode, fold
+from cortecs_async._recovery.rehearsal import Rehearsals
 from cortecs_async._recovery.store import PromiseStore
 from cortecs_async.emulator import serve_emulator
 
@@ -275,6 +277,35 @@ def test_lines_that_cannot_be_read_are_skipped_by_the_reaper(
     thread.join(SECONDS)
     assert not thread.is_alive()
     assert os.read(source, 1 << 16) == b'{"ack":7}\n'
+    os.close(target)
+    os.close(stdin)
+
+
+def test_a_late_rehearsal_counts_from_the_start_of_the_reaper(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reaper's own modules are read at its start, so a later change of them must not be recorded."""
+    started: list[float] = []
+
+    class StubRehearsals(Rehearsals):
+        def begin(self, *_: object) -> None:
+            started.append(self._since)
+
+    monkeypatch.setattr(_rehearsal, "Rehearsals", StubRehearsals)
+    source, stdout = pipe
+    stdin, target = os.pipe()
+    thread = threading.Thread(target=_reaper.serve, args=(stdin, stdout), daemon=True)
+    thread.start()
+    account = {"kind": "ARM", "account": "a1", "sealed": {"environment": {"cafile": None}}}
+    os.write(target, encode_messages([{**account, "is_recorded": True, "number": 1}]))
+    assert os.read(source, 1 << 16) == b'{"ack":1}\n'
+    assert started == []
+    now = time.time()
+    os.write(target, encode_messages([{**account, "number": 2}, {"kind": "BYE", "number": 3}]))
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+    assert len(started) == 1
+    assert started[0] <= now
     os.close(target)
     os.close(stdin)
 
