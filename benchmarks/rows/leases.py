@@ -14,7 +14,7 @@ from _server import Server
 READY_AFTER = 2.0
 
 # Leases in parallel: rounds. Each round takes more than 5 s, the polling interval of the peer.
-_SCHEDULE = {1: 9, 10: 9, 100: 3, 1000: 3}
+_SCHEDULE = {1: 9, 10: 9, 100: 3, 1000: 9}
 _MAX_COUNT = 1000
 
 _FIRST = "ours, first lease with a new state directory"
