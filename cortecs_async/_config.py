@@ -108,25 +108,27 @@ class RetryPolicy:
 class Settings:
     """The resolved settings of a client.
 
+    `repr=False` of a field also hides it from rich, which shows the fields of attrs classes in tracebacks.
+
     Attributes:
         poll_policy: The caller's polling intervals, or None for the default ones.
     """
 
     api_base_url: str
-    credential_provider: CredentialProvider
+    credential_provider: CredentialProvider = field(repr=False)
     timeout: float = field(converter=as_seconds, validator=at_least(0.001))
     retry: RetryPolicy
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
     poll_policy: PollPolicy | None = None
     max_connections: int = field(default=100, validator=whole(1))
     transport: TransportName = field(default="httpx", validator=_known_transport)
     tag_starts: bool = field(default=False, validator=_is_bool)
-    environment: Environment = field(factory=Environment)
-    sources: Sources = field(factory=Sources)
+    environment: Environment = field(factory=Environment, repr=False)
+    sources: Sources = field(factory=Sources, repr=False)
 
     @property
     def poll(self) -> PollPolicy:
-        """The polling intervals."""
+        """The caller's polling intervals, or the default ones."""
         return self.poll_policy or _default_poll_policy()
 
     @property
@@ -196,7 +198,7 @@ def resolve_settings(
     found_url = Hidden(sources.api_base_url() or DEFAULT_API_BASE_URL)
     _check_policy("retry_policy", retry_policy, RetryPolicy)
     if poll_policy is not None:
-        from ._poll_policy import PollPolicy  # noqa: PLC0415  (as above)
+        from ._poll_policy import PollPolicy  # noqa: PLC0415  (needed only if one is given)
 
         _check_policy("poll_policy", poll_policy, PollPolicy)
     _check_bool("allow_insecure_http", allow_insecure_http)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from attrs import field, frozen
+
 from ._errors import ConfigurationError, MissingCredentialsError
 from ._secrets import (
     INFERENCE_KEY_VARIABLES,
@@ -47,7 +49,8 @@ class FoundKey(NamedTuple):
     origin: str
 
 
-class Sources(NamedTuple):
+@frozen(kw_only=True, eq=False)
+class Sources:
     """The sources of a client's credentials and inference API key.
 
     Attributes:
@@ -66,7 +69,7 @@ class Sources(NamedTuple):
     profile: Profile | None = None
     is_named: bool = False
     is_anonymous: bool = False
-    credentials: Credentials | None = None
+    credentials: Credentials | None = field(default=None, repr=False)
 
     def check(self) -> None:
         """Raise an error if there are no credentials."""

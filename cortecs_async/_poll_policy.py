@@ -1,10 +1,11 @@
-"""`PollPolicy`, which is imported by the first request for instances."""
+"""`PollPolicy`, in a module of its own, because only requests for instances need it."""
 
 from __future__ import annotations
 
 import attrs
 from attrs import field, frozen
 
+from ._durations import Duration as Duration  # noqa: PLC0414  (in the annotations that attrs generates)
 from ._durations import as_seconds
 from ._fields import at_least
 from ._hints import hinted

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from _scripted import SECRET, TOKEN
+from rich.pretty import pretty_repr
 
 from cortecs_async import CortecsError
 from cortecs_async._http.reasons import causes_of
@@ -47,6 +48,9 @@ def reported(error: BaseException) -> Iterator[tuple[str, str]]:
             for variable, value in frame.f_locals.items():
                 # Sentry and pytest show the repr of each local variable.
                 yield f"{name}: {frame.f_code.co_qualname} {variable}", safe_repr(value)
+                # As rich does for `show_locals`: it also looks into attrs classes and tuples.
+                shown = pretty_repr(value, max_length=10, max_string=80)
+                yield f"{name}: {frame.f_code.co_qualname} {variable}: rich", shown
         if isinstance(each, CortecsError):
             yield f"{name}: pickle", repr(pickle.dumps(each, 0))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import pickle
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 import cortecs_async
-from cortecs_async import AsyncCortecs, Credentials, RetryPolicy, errors, signals, types
+from cortecs_async import AsyncCortecs, Credentials, PollPolicy, RetryPolicy, errors, signals, types
 from cortecs_async._public import LAZY
 
 
@@ -65,6 +66,11 @@ def test_the_annotations_of_a_class_can_be_resolved() -> None:
         if value is not AsyncCortecs:
             hints = typing.get_type_hints(value).values()
             assert not any(isinstance(each, (str, typing.ForwardRef)) for each in hints), value
+
+
+@pytest.mark.parametrize("value", [RetryPolicy, PollPolicy, Credentials])
+def test_the_annotations_of_a_constructor_can_be_resolved(value: type) -> None:
+    assert inspect.signature(value, eval_str=True).parameters
 
 
 @pytest.mark.parametrize("module", ["cortecs_async", "cortecs_async.types"])

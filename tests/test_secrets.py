@@ -5,6 +5,7 @@ This includes responses of the service that echo them, in any encoding.
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import logging
@@ -439,6 +440,30 @@ async def test_no_repr_of_the_client_and_its_parts_shows_a_secret() -> None:
         assert not any(secret in text for secret in (*SECRETS, "k3y-of-the-caller"))
     assert API in repr(client)
     assert "closed" in repr(client)
+
+
+class BrokenTransport(httpx.AsyncBaseTransport):
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise KeyError(request.method)
+
+
+async def test_no_error_shows_the_headers_or_the_provider_of_the_caller() -> None:
+    async def provide(key: str) -> Credentials:
+        return Credentials(client_id=CLIENT_ID, client_secret=key)
+
+    async with (
+        httpx.AsyncClient(transport=BrokenTransport()) as http,
+        AsyncCortecs(
+            credential_provider=functools.partial(provide, SECRET),
+            default_headers={"X-Key": "k3y-of-the-caller"},
+            api_base_url=API,
+            http_client=http,
+            max_retries=0,
+        ) as client,
+    ):
+        error = await failure_of(client.models.list())
+    assert isinstance(error, KeyError)
+    assert leaks(error, SECRET, "k3y-of-the-caller") == []
 
 
 def test_no_repr_of_credentials_shows_the_secret() -> None:
