@@ -17,10 +17,6 @@ MAX_BODY = 16 << 20
 # Maximum levels of nested lists and objects: more than any API needs, and few enough for Python to encode.
 MAX_DEPTH = 200
 
-# The types of parsed JSON's containers. Comparing types takes half as long as `isinstance`, for thousands of
-# instances.
-_CONTAINERS = frozenset({dict, list})
-
 
 class BodyError(ValueError):
     """The body is invalid. The message completes the sentence "a body that ..."."""
@@ -116,7 +112,7 @@ def is_too_deep(text: bytes, data: object) -> bool:
         level = [
             inner
             for each in level
-            for inner in (each.values() if type(each) is dict else each)
-            if type(inner) in _CONTAINERS
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, (dict, list))
         ]
     return bool(level)
