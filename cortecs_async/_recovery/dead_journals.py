@@ -18,14 +18,7 @@ from attrs import frozen
 
 from .._logging import Event, log
 from .._state_directory import StateFolder, check_state_directory, leave_alone
-from .journal import (
-    JournalFile,
-    has_unresolved,
-    is_owned,
-    journal_paths,
-    orphaned_journals,
-    read_journals,
-)
+from .journal import JournalFile, has_unresolved, is_owned, orphaned_journals, read_journals
 from .pending import OtherProcesses, PendingPromise
 from .records import JournalState, Record, encode
 
@@ -124,7 +117,7 @@ class DeadJournals:
         """Unlock the journals, and remove the ones without promises. Journals found later are not locked."""
         with self._mutex:
             self._is_closed = True
-        keeps_past_ids = bool(self._locked) and has_unresolved(journal_paths(self._directory))
+        keeps_past_ids = bool(self._locked) and has_unresolved(self._directory)
         for journal, state in self._locked:
             journal.close_or_remove(state, keeps_past_ids=keeps_past_ids)
 

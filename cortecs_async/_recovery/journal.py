@@ -17,7 +17,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from pathlib import Path
 
 from .._state_directory import StateFolder, leave_alone
@@ -150,9 +150,8 @@ class JournalFile:
     def retire(self, state: JournalState) -> None:
         """Unlock the file when its process exits, and delete everything that is no longer needed."""
         directory = self.path.parent
-        others = [path for path in journal_paths(directory) if path != self.path]
-        is_searched = state.has_unresolved() or has_unresolved(others)
-        others_live = any(map(is_owned, others))
+        is_searched = has_unresolved(directory)
+        others_live = any(is_owned(path) for path in _paths(directory) if path != self.path)
         self.close_or_remove(state, keeps_past_ids=is_searched or others_live)
         if not is_searched:
             for journal, other in orphaned_journals(directory):
@@ -231,7 +230,7 @@ def orphaned_journals(directory: Path) -> Iterator[tuple[JournalFile, JournalSta
     Journals in a different format are left out. Drafts of dead processes are removed.
     """
     _remove_old_drafts(directory)
-    for path in journal_paths(directory):
+    for path in _paths(directory):
         journal = try_lock(path)
         if journal is None:
             continue
@@ -248,7 +247,7 @@ def orphaned_journals(directory: Path) -> Iterator[tuple[JournalFile, JournalSta
 
 
 def _remove_old_drafts(directory: Path) -> None:
-    for path in journal_paths(directory, _DRAFT_NAME):
+    for path in _paths(directory, _DRAFT_NAME):
         fd = _open(path, os.O_RDWR)
         if fd is None:
             continue
@@ -265,21 +264,21 @@ def _remove_old_drafts(directory: Path) -> None:
 
 def read_journals(directory: Path) -> Iterator[tuple[Path, JournalState]]:
     """Yield the path and state of each journal, including journals of living owners."""
-    for path, data in _read_all(journal_paths(directory)):
+    for path, data in _read_all(directory):
         yield path, fold(data)
 
 
-def _read_all(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:
-    for path in paths:
+def _read_all(directory: Path) -> Iterator[tuple[Path, bytes]]:
+    for path in _paths(directory):
         data = _read_path(path)
         if data is not None:
             yield path, data
 
 
-def has_unresolved(paths: Iterable[Path]) -> bool:
-    """Return whether any of these journals has a start request whose instance is not known."""
+def has_unresolved(directory: Path) -> bool:
+    """Return whether any journal has a start request whose instance is not known."""
     # There can be many journals kept for their past ids, and these have no intents.
-    return any(b'"INTENT"' in data and fold(data).has_unresolved() for _, data in _read_all(paths))
+    return any(b'"INTENT"' in data and fold(data).has_unresolved() for _, data in _read_all(directory))
 
 
 def open_promises(path: Path) -> Mapping[str, Promise] | None:
@@ -319,7 +318,7 @@ def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[Jo
     return states
 
 
-def journal_paths(directory: Path, pattern: re.Pattern[str] = _NAME) -> list[Path]:
+def _paths(directory: Path, pattern: re.Pattern[str] = _NAME) -> list[Path]:
     """Return the paths of the files whose names match a pattern."""
     try:
         with StateFolder(directory) as folder:
