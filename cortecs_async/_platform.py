@@ -4,6 +4,8 @@ The package is tested on Linux. macOS provides the same features, except for the
 and `getattr`. Windows does not have `fork`, `flock`, or signals between processes, so there is no reaper and
 no journal. On Windows, every module can be imported and requests work, but leases raise a `GuardError`.
 
+It also provides `os` for the modules that the reaper imports at its start.
+
 Checks of `sys.platform` are placed where they are needed, because type checkers understand them only there.
 """
 
@@ -13,9 +15,10 @@ import sys
 
 TYPE_CHECKING = False  # `typing` takes milliseconds to import
 if TYPE_CHECKING or sys.platform == "win32":
-    import os as os  # noqa: PLC0414  (re-exported for the modules that the reaper imports when it starts)
+    import os as os  # noqa: PLC0414  (for other modules)
 else:
-    import posix as os  # its system calls alone: importing `os` takes a tenth of the reaper's CPU time
+    # The system calls alone. Importing all of `os` would take a tenth of the CPU time of the reaper's start.
+    import posix as os
 
 # For `os.open`; 0, which has no effect, on systems without the flag. Only Windows has O_BINARY.
 O_BINARY: int = getattr(os, "O_BINARY", 0)

@@ -917,6 +917,20 @@ MUTANTS = [
         "recovery/test_store.py::TestReaper::test_it_acknowledges_only_what_it_understood",
     ),
     Mutant(
+        "has a reaper that acknowledges messages after one that it did not understand",
+        "_recovery/reaper.py",
+        "self._has_understood &= self._apply(message)",
+        "self._has_understood = self._apply(message)",
+        "recovery/test_store.py::TestReaper::test_it_acknowledges_only_what_it_understood",
+    ),
+    Mutant(
+        "has a reaper that does not try again while its parent sends nothing",
+        "_recovery/reaper.py",
+        "return _MAX_WAIT if reaper.is_working else None",
+        "return None",
+        "recovery/test_reaper.py::test_a_failed_release_is_tried_again_although_the_parent_sends_nothing",
+    ),
+    Mutant(
         "has a reaper that does not record its releases",
         "_recovery/reaper.py",
         "os.write(fd, encode([record]))",
@@ -2048,13 +2062,6 @@ MUTANTS = [
         "return None if self.is_loopback else self.environment.proxy_for(self.api_base_url)",
         "return self.environment.proxy_for(self.api_base_url)",
         "http/test_client.py::TestOwnPool::test_a_proxy_of_the_environment_does_not_see_loopback",
-    ),
-    Mutant(
-        "records a rehearsal although the reaper's modules may have changed since its start",
-        "_recovery/reaper.py",
-        ", since=began",
-        "",
-        "recovery/test_reaper.py::test_a_late_rehearsal_counts_from_the_start_of_the_reaper",
     ),
     Mutant(
         "has a reaper that opens the file of certificates only when it needs it",

@@ -6,10 +6,16 @@ ones a change adds, compare the list in the failure with the list on the main br
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from _loaded_modules import check_loaded, loaded_modules
+
+import cortecs_async
+from cortecs_async._platform import NO_REAPER
+from cortecs_async._recovery.reaper_process import BOOTSTRAP
 
 # Needed by the first client, but not to import its class.
 CLIENT = {
@@ -33,7 +39,7 @@ INSTANCES = {
     "cortecs_async._poll_policy",
 }
 
-# Needed by requests for a single model, the hardware types, and the balance, but not by a list of models.
+# Needed by other requests to the catalog, but not by a list of models.
 CATALOG = {"cortecs_async._api.catalog", "cortecs_async._api.prices", "cortecs_async._api.validation"}
 
 # What httpx and anyio load for a request, and attrs. None of it counts.
@@ -120,3 +126,23 @@ def test_the_first_lease_loads_no_batch_and_no_sweep(tmp_path: Path) -> None:
     assert {"cortecs_async._lease.lease", "cortecs_async._recovery.promises"} <= {*modules}
     unwanted = {"cortecs_async._batch", "cortecs_async._sharing", "cortecs_async._recovery.sweep"}
     check_loaded(modules, at_most=140, unwanted=unwanted | RARE)
+
+
+@pytest.mark.sockets
+@pytest.mark.skipif(sys.platform == "win32", reason=NO_REAPER)
+def test_the_start_of_a_reaper_loads_little_of_the_standard_library() -> None:
+    start, main, _ = BOOTSTRAP.rpartition("main()")
+    assert main
+    program = f"{start}print(*(name for name, module in sys.modules.items() if module is not None))"
+    package = str(Path(cortecs_async.__file__).parent)
+    command = [sys.executable, "-I", "-S", "-c", program, package]
+    modules = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    assert "cortecs_async._recovery.reaper" in modules
+    check_loaded(modules, at_most=40, unwanted={"json", "os", "re", "select", "threading", "types"})
+
+
+@pytest.mark.sockets
+def test_a_reaper_imports_all_that_a_connection_needs_before_it_begins() -> None:
+    # A rehearsal that is forked during a later import would wait for the lock of that module forever.
+    modules = loaded_modules("from cortecs_async._recovery.recover import preload; preload()")
+    assert {"anyio._backends._asyncio", "certifi", "h11", "httpcore", "httpx"} <= {*modules}

@@ -3,7 +3,6 @@
 A line to the reaper is marshalled data in hexadecimal. `json` would import `re`, and the two together take as
 long as the rest of the reaper's start. Both ends run the same interpreter, and only the parent can write to
 the pipe. A line to the parent is JSON. Most of them are acknowledgments, which are formatted without `json`.
-An acknowledgment is for all messages that were read at once.
 """
 
 from __future__ import annotations
@@ -57,19 +56,15 @@ class ParentPipe:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._unsent = b""
-        self._acknowledged: int | None = None  # a number to send with `flush`
         self._lock = _thread.allocate_lock()
         if sys.platform == "win32":
             raise OSError(NO_REAPER)
         os.set_blocking(fd, False)
 
     def send(self, message: Record) -> None:
-        """Send a message. Keep it for `flush` if there is no room, or if it is an acknowledgment."""
-        if "ack" in message:
-            with self._lock:
-                self._acknowledged = message["ack"]
-            return
-        line = encode([message])
+        """Send a message, or keep it for `flush`."""
+        # An acknowledgment is the one message that every reaper sends, so it does without `json`.
+        line = b'{"ack":%d}\n' % message["ack"] if "ack" in message else encode([message])
         with self._lock:
             self._unsent += line
         self.flush()
@@ -77,10 +72,6 @@ class ParentPipe:
     def flush(self) -> bool:
         """Send as much as there is room for. Return whether anything is left."""
         with self._lock:
-            if self._acknowledged is not None:
-                # The one message that every reaper sends, so it does without `json`.
-                self._unsent += b'{"ack":%d}\n' % self._acknowledged
-                self._acknowledged = None
             try:
                 while self._unsent:
                     self._unsent = self._unsent[os.write(self._fd, self._unsent) :]

@@ -50,7 +50,7 @@ class Promises:
         is_direct: bool = False,
     ) -> None:
         self._settings = settings
-        # Whether the client itself connects like its reaper, with these settings alone.
+        # Whether the client has no `http_client=`, so it connects with the same settings as its reaper.
         self._is_direct = is_direct
         self.system: System = system
         self.api: str = settings.api_base_url

@@ -13,11 +13,11 @@ control group. In these cases, the journal and `sweep` remain. It cannot work wi
 its Python environment was deleted. If the service rejects its credentials for minutes, it unlocks the
 journal, so that a `sweep` with new credentials can release the instances.
 
-It starts as `BOOTSTRAP`, using only the standard library, and imports the HTTP stack once it has work. When
-it receives an account, it checks that this import and a connection will succeed (see `rehearsal`). A reaper
-is started for every program with a lease, even a short one, so this module imports everything else, even of
-the standard library, where it is needed: `json`, `threading`, `pathlib`, and `contextlib` would double the
-time of the start.
+It starts as `reaper_process.BOOTSTRAP`, using only the standard library, and imports the HTTP stack once it
+has work. When it receives an account, it checks that this import and a connection will succeed (see
+`rehearsal`), unless a record shows it (see `rehearsal_record`). A reaper is started for every program with a
+lease, even a short one, so this module imports everything else, even of the standard library, where it is
+needed: `json`, `threading`, `pathlib`, and `contextlib` would double the time of the start.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ import time
 
 from .._aio.clock import SteadyClock
 from .._platform import NO_REAPER, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK, os
+from .due import DueTimes
 from .pipe import ParentPipe, decode_messages
 from .records import JournalState, encode
+from .rehearsal import Rehearsals, import_lock
 
 TYPE_CHECKING = False  # `typing` takes milliseconds to import
 if TYPE_CHECKING:
@@ -39,11 +41,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from threading import Thread
 
-    from .due import DueTimes
     from .journal import JournalFile
     from .promise import Promise
     from .records import Record
-    from .rehearsal import Rehearsals
 
     # Fulfills promises, as `recover.reap` does.
     Reap = Callable[
@@ -52,18 +52,6 @@ if TYPE_CHECKING:
     ]
 else:
     import _signal as signal  # the signals alone, without the enumerations of `signal`
-
-# The package without its __init__, which would import everything. httpx imports the other modules if they are
-# installed, for its command line, trio, HTTP/2, and compressions that our requests do not accept.
-BOOTSTRAP = """
-import sys
-sys.modules.update(dict.fromkeys(["click", "trio", "h2", "brotli", "brotlicffi", "zstandard"]))
-package = type(sys)("cortecs_async")
-package.__path__ = [sys.argv[1]]
-sys.modules["cortecs_async"] = package
-from cortecs_async._recovery.reaper import main
-main()
-"""
 
 _STDIN, _STDOUT = 0, 1
 
@@ -87,8 +75,9 @@ _RESEND_DELAY = 1.0
 class Reaper:
     """The state and decisions of the reaper, without the pipe.
 
-    `send` sends a message to the parent, `reap` fulfills promises (`recover.reap` if it is None), and
-    `rehearse` is called with each new account, the number of its message, and its record.
+    `send` sends a message to the parent, and `reap` fulfills promises (`recover.reap` if it is None).
+    `rehearse` is called for each account whose rehearsal is not recorded, with its settings, the number of
+    its message, and where to record the outcome.
     """
 
     def __init__(
@@ -102,6 +91,7 @@ class Reaper:
         self.accounts: dict[str, Record] = {}
         self.journal: str | None = None
         self.has_bye = False
+        self._has_understood = True  # all messages so far
         self._send = send
         self._reap = reap
         self._wall_clock = wall_clock
@@ -111,17 +101,21 @@ class Reaper:
         self._lock = _thread.RLock()
         self._workers: dict[str, Thread] = {}  # by the key of each promise
         self._retry_at: dict[str, float] = {}  # by the key of each promise worked on
-        self._due: DueTimes | None = None  # of the promises that no worker works on; None before the first
+        self._due = DueTimes()  # of the promises that no worker works on
         self._certificates: dict[str, int] = {}  # descriptors, by path
 
-    def receive(self, message: Record) -> None:
-        """Apply a message. Acknowledge it if it was understood."""
-        try:
-            is_understood = self._apply(message)
-        except Exception:  # noqa: BLE001  (the parent notices that there is no acknowledgment)
-            is_understood = False
-        if is_understood:
-            self._send({"ack": message["number"]})
+    def receive(self, *messages: Record) -> None:
+        """Apply messages, and acknowledge all of them with the number of the last one.
+
+        Once a message was not understood, nothing is acknowledged, so the parent starts another reaper.
+        """
+        for message in messages:
+            try:
+                self._has_understood &= self._apply(message)
+            except Exception:  # noqa: BLE001  (the parent notices that there is no acknowledgment)
+                self._has_understood = False
+        if messages and self._has_understood:
+            self._send({"ack": messages[-1]["number"]})
 
     def _apply(self, message: Record) -> bool:
         match message.get("kind"):
@@ -154,18 +148,17 @@ class Reaper:
         if isinstance(key, str):
             promise = None if key in self._workers else self.state.promises.get(key)
             due_at = None if promise is None else promise.due_at(owner_lives=True, grace=GRACE)
-            if self._due is None:
-                if due_at is None:
-                    return
-                from .due import DueTimes  # noqa: PLC0415  (most promises are never due)
-
-                self._due = DueTimes()
             self._due.set(key, None if due_at is None else max(due_at, self._retry_at.get(key, due_at)))
 
     def next_due(self) -> float | None:
         """Return the Unix time of the next promise to fulfill while the parent lives, or None."""
         with self._lock:
-            return None if self._due is None else self._due.earliest()
+            return self._due.earliest()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a thread releases instances."""
+        return bool(self._workers)
 
     def recover_due(self, now: float | None = None) -> None:
         """Release, in a thread, any instances that the living parent failed to release.
@@ -185,8 +178,7 @@ class Reaper:
     def take_due(self, now: float, worker: Thread) -> list[Promise]:
         """Return the promises that are due at a Unix time. From now on, `worker` works on them."""
         with self._lock:
-            keys = [] if self._due is None else self._due.take(now)
-            due = [each for key in keys if (each := self.state.promises.get(key))]
+            due = [each for key in self._due.take(now) if (each := self.state.promises.get(key))]
             self._workers.update(dict.fromkeys((promise.key for promise in due), worker))
         return due
 
@@ -245,7 +237,7 @@ class Reaper:
             thread.join()
 
     def _journal_path(self) -> Path | None:
-        from pathlib import Path  # noqa: PLC0415  (not needed while the parent works)
+        from pathlib import Path  # noqa: PLC0415  (needed to release instances)
 
         return None if self.journal is None else Path(self.journal)
 
@@ -283,18 +275,16 @@ class Reaper:
         accounts = dict(self.accounts)
         self._restore_certificates(accounts)
         if self._reap is None:
-            from .rehearsal import import_lock  # noqa: PLC0415  (not needed while the parent works)
-
             gc.disable()  # it takes a tenth of the time of the imports, and finds next to nothing
             try:
                 with import_lock:
-                    from functools import partial  # noqa: PLC0415  (not needed while the parent works)
+                    from functools import partial  # noqa: PLC0415  (needed to release instances)
 
                     from .recover import preload, reap  # noqa: PLC0415  (imports the HTTP stack)
 
                     preload()
             finally:
-                gc.freeze()  # the first collection would take 7 ms for what was imported, before a request
+                gc.freeze()  # otherwise, visiting the modules would delay the first request by 7 ms
                 gc.enable()
             self._reap = partial(reap, unlock_journal=self._unlock_journal, wall_clock=self._wall_clock)
         self._reap(self.state, promises, accounts, self._report, self._journal_path())
@@ -325,7 +315,7 @@ def main() -> None:
         os.dup2(null, fd)
     serve(stdin, stdout)
     # Nothing is left to clean up, and a normal exit takes a sixth as long as the reaper's start.
-    os._exit(0)  # noqa: SLF001  (it belongs to `os`)
+    os._exit(0)  # noqa: SLF001  (a function of `os`)
 
 
 def _set_signals() -> None:
@@ -341,37 +331,25 @@ def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
     """Receive messages until the parent sends BYE or dies. The arguments are the pipes from and to it."""
     parent = ParentPipe(stdout)
     clock = SteadyClock()
-    rehearsals: list[Rehearsals] = []  # none if there is a sufficient record
-    began = time.time()
-
-    def rehearse(account: str, settings: Record, number: int, record: Sequence[str] | None) -> None:
-        if not rehearsals:
-            from .rehearsal import Rehearsals  # noqa: PLC0415  (usually not needed)
-
-            rehearsals.append(Rehearsals(parent.send, closed_in_child=(stdin, stdout), since=began))
-        rehearsals[0].begin(account, settings, number, record)
-
-    reaper = Reaper(parent.send, reap, clock, rehearse)
+    rehearsals = Rehearsals(parent.send, closed_in_child=(stdin, stdout))
+    reaper = Reaper(parent.send, reap, clock, rehearsals.begin)
     buffer = b""
     while not reaper.has_bye:
         now = clock()
-        fds = [stdin, *(fd for each in rehearsals for fd in each.fds)]
-        ready = _readable(fds, _wait(reaper, parent, now))
+        ready = _readable([stdin, *rehearsals.fds], _wait(reaper, parent, now))
         for fd in {*ready} - {stdin}:
-            rehearsals[0].end(fd)
+            rehearsals.end(fd)
         if stdin in ready:
             chunk = os.read(stdin, 1 << 16)
             if not chunk:
                 break
             complete, newline, buffer = (buffer + chunk).rpartition(b"\n")
-            for message in decode_messages(complete + newline):
-                reaper.receive(_by_clock(message, clock))
-            parent.flush()
+            messages = decode_messages(complete + newline)
+            reaper.receive(*(_by_clock(message, clock) for message in messages))
         else:
             # Only once no message is waiting: after a pause of this process, one may report activity.
             reaper.recover_due(now)
-    for each in rehearsals:
-        each.cancel()
+    rehearsals.cancel()
     if reaper.has_bye:
         reaper.join()
     else:
@@ -379,10 +357,10 @@ def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
 
 
 def _readable(fds: list[int], seconds: float | None) -> list[int]:
-    """Return the descriptors to read. Without a timeout, a single one is not waited for."""
+    """Return the descriptors that can be read. If there is only one, without a timeout, reading it waits."""
     if len(fds) == 1 and seconds is None:
-        return fds  # reading it waits
-    import select  # noqa: PLC0415  (many reapers never need it)
+        return fds
+    import select  # noqa: PLC0415  (needed for several descriptors or a timeout)
 
     return select.select(fds, [], [], seconds)[0]
 
@@ -392,7 +370,10 @@ def _wait(reaper: Reaper, parent: ParentPipe, now: float) -> float | None:
     due = reaper.next_due()
     if parent.flush():
         return _RESEND_DELAY
-    return None if due is None else min(max(due - now, 0.0), _MAX_WAIT)
+    if due is None:
+        # A worker that fails sets a time to try again.
+        return _MAX_WAIT if reaper.is_working else None
+    return min(max(due - now, 0.0), _MAX_WAIT)
 
 
 def _by_clock(message: Record, clock: SteadyClock) -> Record:

@@ -21,7 +21,6 @@ from .._errors import GuardError
 from .._platform import NO_REAPER, O_CLOEXEC
 from .._secrets import Secret
 from .pipe import encode_messages
-from .reaper import BOOTSTRAP
 from .records import Record, decode
 from .rehearsal_record import identity_of, is_recorded
 
@@ -37,6 +36,19 @@ _ACTION_KINDS = frozenset({"CREATED", "AMBIGUOUS", "GONE"})
 # The reaper does not get any other variables, because these often contain credentials. Its proxies and
 # certificates are the ones that its parent has read. They come with the credentials.
 _ENVIRONMENT = frozenset({"HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "LD_LIBRARY_PATH"})
+
+# Registers the package without its __init__, which would import everything. None in `sys.modules` makes an
+# import fail: if they are installed, httpx imports these modules for its command line, for trio, for HTTP/2,
+# and for compressions that our requests do not accept.
+BOOTSTRAP = """
+import sys
+sys.modules.update(dict.fromkeys(["click", "trio", "h2", "brotli", "brotlicffi", "zstandard"]))
+package = type(sys)("cortecs_async")
+package.__path__ = [sys.argv[1]]
+sys.modules["cortecs_async"] = package
+from cortecs_async._recovery.reaper import main
+main()
+"""
 
 
 class ReaperProcess:
@@ -248,7 +260,7 @@ class ReaperProcess:
             number = int(message["ack"])
             with self._changed:
                 self._last_acknowledged = number
-                if number >= self._last_sent:  # otherwise, `send` would only wait for the next one
+                if number >= self._last_sent:  # `send` waits for its last message
                     self._changed.notify_all()
 
     def _end_rehearsal(self, account: str, problem: str) -> None:

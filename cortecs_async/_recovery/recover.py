@@ -269,6 +269,7 @@ def preload() -> None:
     """Import all modules that `reap` may need, because the environment may be deleted while it works."""
     anyio.run(anyio.sleep, 0)
     importlib.import_module("cortecs_async._http.client")
+    importlib.import_module("httpcore")  # httpx imports it when it creates a client
     importlib.import_module("cortecs_async._api.structuring")  # for undocumented data
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import _thread
 import gc
-import os
 import sys
 import time
 
-from .._platform import NO_REAPER
+from .._platform import NO_REAPER, os
 
 TYPE_CHECKING = False  # `typing` takes milliseconds to import
 if TYPE_CHECKING:
@@ -38,18 +37,15 @@ import_lock = _thread.allocate_lock()
 class Rehearsals:
     """The rehearsals in progress. `send` sends each outcome to the parent.
 
-    `closed_in_child` are the reaper's pipes. A child must not hold them open. `since` is the Unix time when
-    the reaper started, or None for now.
+    `closed_in_child` are the reaper's pipes. A child must not hold them open.
     """
 
-    def __init__(
-        self, send: Callable[[Record], None], closed_in_child: Iterable[int], since: float | None = None
-    ) -> None:
+    def __init__(self, send: Callable[[Record], None], closed_in_child: Iterable[int]) -> None:
         self._send = send
         self._closed_in_child = tuple(closed_in_child)
         self._children: dict[int, tuple[int, Record]] = {}  # process id and reply, by file descriptor
         self._waiting: list[tuple[str, Record, int, Sequence[str] | None]] = []  # arguments of `begin`
-        self._since = time.time() if since is None else since
+        self._created_at = time.time()
 
     @property
     def fds(self) -> list[int]:
@@ -81,7 +77,7 @@ class Rehearsals:
             self._send({**answer, "problem": f"cannot start the check process: {error}"})
             return
         if pid == 0:
-            _perform(settings, result, self._closed_in_child, record, self._since)
+            _perform(settings, result, self._closed_in_child, record, self._created_at)
         os.close(result)
         self._children[fd] = pid, answer
 
@@ -133,8 +129,7 @@ def _perform(
         gc.disable()  # as the reaper does for these imports
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_TIMEOUT)
-        # The child must not hold the reaper's pipes open.
-        null = os.open(os.devnull, os.O_RDWR)
+        null = os.open("/dev/null", os.O_RDWR)
         for fd in closed_in_child:
             os.dup2(null, fd)
         missing = _MissingModules()
@@ -147,7 +142,7 @@ def _perform(
                 pass
         os.write(result, json.dumps(problem).encode())
     finally:
-        os._exit(0)
+        os._exit(0)  # noqa: SLF001  (a function of `os`)
 
 
 class _MissingModules:

@@ -4,8 +4,8 @@ A rehearsal shows that the reaper's interpreter can import the HTTP stack, and t
 service with its client's proxies and certificates. It takes most of the time of a short lease. It is skipped
 if all of these are true:
 
-1. The client itself connects with the same settings: it has no `http_client=`. The same is true of any other
-   client of the account in this process, because they share the reaper. A client sends no start request
+1. The client itself connects with the same settings: it has no `http_client=`. The same must be true of every
+   other client of the account in this process, because they share the reaper. A client sends no start request
    before the service has given it a token and the list of instances, so the network, the proxy, and the
    service work at that time.
 2. A reaper has connected with these settings within a day. So differences between a client and its reaper,

@@ -18,7 +18,7 @@ from _world import MODEL
 from cortecs_async._cli import child_process, process_tree
 from cortecs_async._cli.child_process import ChildProcess
 from cortecs_async._cli.process_tree import ProcessTree
-from cortecs_async._recovery.reaper import BOOTSTRAP
+from cortecs_async._recovery.reaper_process import BOOTSTRAP
 from cortecs_async.emulator import Emulator
 
 # A daemon: its parent ends, and it has a session of its own. Writes its id.

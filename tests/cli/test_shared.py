@@ -30,7 +30,7 @@ from cortecs_async._cli.instances import _Row
 from cortecs_async._cli.owners import describe_owner, short_owner_words
 from cortecs_async._cli.top.view import Snapshot, owner_text
 from cortecs_async._cli.wording import to_command_line
-from cortecs_async._recovery.reaper import BOOTSTRAP as REAPER
+from cortecs_async._recovery.reaper_process import BOOTSTRAP as REAPER
 from cortecs_async._sharing.owner_process import BOOTSTRAP as OWNER
 from cortecs_async.emulator import Emulator
 from cortecs_async.errors import LifecycleError, MissingCredentialsError

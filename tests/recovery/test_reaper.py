@@ -32,7 +32,6 @@ from cortecs_async._environment import import_path
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery import reaper_process as _reaper_process
-from cortecs_async._recovery import rehearsal as _rehearsal
 from cortecs_async._recovery.journal import JournalFile
 from cortecs_async._recovery.pipe import ParentPipe, encode_messages
 from cortecs_async._recovery.promise import Promise
@@ -40,7 +39,6 @@ from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.reaper_check import check_reaper
 from cortecs_async._recovery.reaper_process import ReaperProcess
 from cortecs_async._recovery.records import JournalState, Record, encode, fold
-from cortecs_async._recovery.rehearsal import Rehearsals
 from cortecs_async._recovery.store import PromiseStore
 from cortecs_async.emulator import serve_emulator
 
@@ -187,7 +185,9 @@ def test_a_bad_message_does_not_end_the_reaper(message: Record) -> None:
     reaper.receive(message)
     assert sent == []
     reaper.receive({"kind": "JOURNAL", "journal": None, "number": 2})
-    assert sent == [{"ack": 2}]
+    assert sent == []  # an acknowledgment is for all messages before it
+    reaper.receive({"kind": "BYE", "number": 0})
+    assert reaper.has_bye
 
 
 # --- the pipe to the parent ---------------------------------------------------------------------------------
@@ -241,19 +241,38 @@ def test_a_dead_parent_is_no_error(pipe: tuple[int, int]) -> None:
     assert not parent.flush()
 
 
-def test_one_acknowledgment_is_for_all_messages_before_it(pipe: tuple[int, int]) -> None:
-    source, target = pipe
-    parent = ParentPipe(target)
-    for number in range(1, 4):
-        parent.send({"ack": number})
-    parent.send({"action": 5})
-    parent.send({"ack": 4})
-    assert not parent.flush()
-    assert [json.loads(line) for line in os.read(source, 1 << 16).splitlines()] == [
-        {"action": 5},
-        {"ack": 3},
-        {"ack": 4},
-    ]
+def test_messages_that_are_read_at_once_get_one_acknowledgment(pipe: tuple[int, int]) -> None:
+    source, stdout = pipe
+    stdin, target = os.pipe()
+    messages = [{"kind": "JOURNAL", "journal": "", "number": number} for number in range(1, 4)]
+    os.write(target, encode_messages([*messages, {"kind": "BYE", "number": 4}]))
+    _reaper.serve(stdin, stdout)
+    assert os.read(source, 1 << 16) == b'{"ack":4}\n'
+    os.close(target)
+    os.close(stdin)
+
+
+def test_a_failed_release_is_tried_again_although_the_parent_sends_nothing(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_reaper, "_RETRY_DELAY", 0.0)
+    monkeypatch.setattr(_reaper, "_MAX_WAIT", 0.01)
+    stdin, target = os.pipe()
+    attempts: list[str] = []
+
+    def reap(
+        _: JournalState, promises: Sequence[Promise], __: Any, report: Callable[[Record], None], *___: Any
+    ) -> None:
+        attempts.extend(promise.key for promise in promises)
+        if len(attempts) == 2:
+            report({"kind": "GONE", "entry": "e1"})
+            os.write(target, encode_messages([{"kind": "BYE", "number": 0}]))
+
+    os.write(target, encode_messages([{**created("e1", expires_at=0.0), "number": 1}]))
+    _reaper.serve(stdin, pipe[1], reap)
+    assert attempts == ["e1", "e1"]
+    os.close(target)
+    os.close(stdin)
 
 
 def test_lines_that_cannot_be_read_are_skipped_by_the_reaper(
@@ -277,35 +296,6 @@ def test_lines_that_cannot_be_read_are_skipped_by_the_reaper(
     thread.join(SECONDS)
     assert not thread.is_alive()
     assert os.read(source, 1 << 16) == b'{"ack":7}\n'
-    os.close(target)
-    os.close(stdin)
-
-
-def test_a_late_rehearsal_counts_from_the_start_of_the_reaper(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The reaper's own modules are read at its start, so a later change of them must not be recorded."""
-    started: list[float] = []
-
-    class StubRehearsals(Rehearsals):
-        def begin(self, *_: object) -> None:
-            started.append(self._since)
-
-    monkeypatch.setattr(_rehearsal, "Rehearsals", StubRehearsals)
-    source, stdout = pipe
-    stdin, target = os.pipe()
-    thread = threading.Thread(target=_reaper.serve, args=(stdin, stdout), daemon=True)
-    thread.start()
-    account = {"kind": "ARM", "account": "a1", "sealed": {"environment": {"cafile": None}}}
-    os.write(target, encode_messages([{**account, "is_recorded": True, "number": 1}]))
-    assert os.read(source, 1 << 16) == b'{"ack":1}\n'
-    assert started == []
-    now = time.time()
-    os.write(target, encode_messages([{**account, "number": 2}, {"kind": "BYE", "number": 3}]))
-    thread.join(SECONDS)
-    assert not thread.is_alive()
-    assert len(started) == 1
-    assert started[0] <= now
     os.close(target)
     os.close(stdin)
 

@@ -22,6 +22,7 @@ from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, errors
 from cortecs_async._environment import Environment, Proxy
+from cortecs_async._platform import os as platform_os
 from cortecs_async._recovery import recover as _recover
 from cortecs_async._recovery.reaper_process import ReaperProcess
 from cortecs_async._recovery.records import Record
@@ -355,9 +356,9 @@ def test_a_child_whose_outcome_is_lost_does_not_end_the_reaper(monkeypatch: pyte
     def no_child(*_: Any) -> Any:
         raise ChildProcessError
 
-    monkeypatch.setattr(os, "fork", lambda: 999_999_999)
-    monkeypatch.setattr(os, "waitpid", no_child)
-    monkeypatch.setattr(os, "kill", no_child)
+    monkeypatch.setattr(platform_os, "fork", lambda: 999_999_999)
+    monkeypatch.setattr(platform_os, "waitpid", no_child)
+    monkeypatch.setattr(platform_os, "kill", no_child)
     rehearsals.begin("a1", {}, 7)
     (fd,) = rehearsals.fds
     rehearsals.cancel()
@@ -368,8 +369,8 @@ def test_a_child_whose_outcome_is_lost_does_not_end_the_reaper(monkeypatch: pyte
 def test_at_most_two_rehearsals_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Record] = []
     rehearsals = Rehearsals(sent.append, closed_in_child=())
-    monkeypatch.setattr(os, "fork", lambda: 999_999_999)
-    monkeypatch.setattr(os, "waitpid", lambda *_: (0, 0))
+    monkeypatch.setattr(platform_os, "fork", lambda: 999_999_999)
+    monkeypatch.setattr(platform_os, "waitpid", lambda *_: (0, 0))
     for number in range(5):
         rehearsals.begin(f"a{number}", {}, number)
     while rehearsals.fds:
@@ -381,7 +382,7 @@ def test_at_most_two_rehearsals_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -
 def test_a_fork_that_fails_leaves_no_descriptor_open(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Record] = []
     opened: list[int] = []
-    pipe = os.pipe
+    pipe = platform_os.pipe
 
     def note() -> tuple[int, int]:
         opened.extend(ends := pipe())
@@ -390,8 +391,8 @@ def test_a_fork_that_fails_leaves_no_descriptor_open(monkeypatch: pytest.MonkeyP
     def no_process() -> int:
         raise BlockingIOError("too many processes")
 
-    monkeypatch.setattr(os, "pipe", note)
-    monkeypatch.setattr(os, "fork", no_process)
+    monkeypatch.setattr(platform_os, "pipe", note)
+    monkeypatch.setattr(platform_os, "fork", no_process)
     Rehearsals(sent.append, closed_in_child=()).begin("a1", {}, 1)
     assert "too many processes" in sent[-1]["problem"]
     assert len(opened) == 2
@@ -407,7 +408,7 @@ def test_the_reaper_forks_no_child_while_it_imports(monkeypatch: pytest.MonkeyPa
         forked.append(import_lock.locked())
         return 999_999_999
 
-    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(platform_os, "fork", fork)
     rehearsals = Rehearsals(lambda _: None, closed_in_child=())
     rehearsals.begin("a1", {}, 1)
     assert forked == [True]
