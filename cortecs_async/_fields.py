@@ -12,12 +12,12 @@ from ._errors import ConfigurationError
 
 
 def _name(instance: object, attribute: attrs.Attribute[Any]) -> str:
-    # The settings are arguments of `AsyncCortecs`.
+    # Users do not see `Settings`: its fields are arguments of `AsyncCortecs`.
     return f"{type(instance).__name__}.{attribute.name}".removeprefix("Settings.")
 
 
 def at_least(minimum: float) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    """Return the validator of a number, or of a duration if the field has a converter."""
+    """Return a validator that requires a number, or a duration if the field has a converter."""
 
     def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         if attribute.converter is not None:
@@ -33,7 +33,7 @@ def at_least(minimum: float) -> Callable[[Any, attrs.Attribute[Any], Any], None]
 
 
 def whole(minimum: int) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    """Return the validator of a whole number."""
+    """Return a validator that requires a whole number."""
 
     def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

@@ -28,8 +28,8 @@ class Work:
 def counted() -> Iterator[Work]:
     """Count the executed lines of the package in this thread, without those of the emulator.
 
-    The count is the same in every run. Unlike the number of calls, it includes loops and comprehensions:
-    each jump back to a line counts again.
+    The count is the same in every run. Unlike the number of calls, it grows with the iterations of loops and
+    comprehensions, even on one line.
     """
     work = Work()
 

@@ -1,7 +1,7 @@
 """Models, hardware types and the balance as frozen classes. They send no requests.
 
 The published API reference does not cover models and hardware types, so their fields follow the vendor's
-client. To add a field, see `domain.py`. The entries of the list of models are in `previews.py`.
+client. To add a field, see `domain.py`. `ModelPreview` is in `previews.py`.
 """
 
 from __future__ import annotations
@@ -172,5 +172,5 @@ class Balance(Row):
         return {"balance": str(self)}
 
 
-# Imported by the first response that needs these classes.
+# This module may be imported after the client has published the classes of the others.
 publish_loaded()

@@ -1,7 +1,7 @@
 """Convert the service's JSON to models, hardware types, and the balance.
 
-`decoders.py` decodes each class, field by field. The classes in `catalog.py` are created when they are first
-used: a program that only lists models does not need them.
+`decoders.py` decodes each class, field by field. `catalog.py` is imported inside the functions, because a
+program that only lists models does not need its classes.
 """
 
 from __future__ import annotations

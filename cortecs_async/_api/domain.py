@@ -1,4 +1,4 @@
-"""Instances as frozen classes, which do not send requests. `catalog.py` has the rest of the service's data.
+"""Instances as frozen classes, which do not send requests. The rest of the service's data is in `catalog.py`.
 
 The fields follow the published API reference (docs.cortecs.ai, section API).
 

@@ -56,7 +56,7 @@ Headers = httpx.Headers
 
 
 class Request:
-    """A request to send once. Its representation does not show the headers and the body, which have secrets.
+    """A request to send once.
 
     Attributes:
         headers: All headers except Content-Length. The caller's own client adds its headers to them.

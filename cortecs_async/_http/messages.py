@@ -1,4 +1,8 @@
-"""Requests, responses, and failures, as exchanged by the resources and the transport."""
+"""Requests, responses, and failures, as exchanged by the resources and the transport.
+
+The classes are plain: programs that log local variables would show the tokens and bodies in a tuple or in a
+generated representation, and attrs would take about half a millisecond to create each at import.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ T = TypeVar("T")
 
 
 class Call:
-    """A request as described by the resources. Its representation does not show the body.
+    """A request as described by the resources. It is copied before it is changed.
 
     Attributes:
         path: Path below the API base URL, already validated.
@@ -81,7 +85,7 @@ class Witness(Protocol):
 
 
 class Reply:
-    """A successful response. Its representation does not show the data, which may be an access token.
+    """A successful response.
 
     Attributes:
         data: The JSON, or None for an empty body.

@@ -66,13 +66,18 @@ class _ConnectedError(Exception):
 
 
 class _CachedHeaders:
-    """The headers for requests with the same token and settings."""
+    """The headers for requests with the same token and settings.
+
+    Attributes:
+        is_ours: Whether our client sends the requests. The caller's client adds its own headers.
+        with_body: The headers of a request with a body.
+    """
 
     def __init__(
         self,
         token: Token | None,
         settings: Settings,
-        is_ours: bool,  # noqa: FBT001  (sent by our client, not by the caller's, which adds its own headers)
+        is_ours: bool,  # noqa: FBT001
         headers: Headers,
         with_body: Headers,
     ) -> None:
@@ -80,7 +85,7 @@ class _CachedHeaders:
         self.settings = settings
         self.is_ours = is_ours
         self.headers = headers
-        self.with_body = with_body  # the same with the type of a body
+        self.with_body = with_body
 
 
 class Transport:

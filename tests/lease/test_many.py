@@ -27,7 +27,7 @@ from cortecs_async._recovery.records import Record
 from cortecs_async._recovery.store import PromiseStore
 from cortecs_async.emulator import Emulator
 
-# Both lists are long enough to be checked for deep nesting, which short ones are not.
+# Numbers of leases. Lists of both lengths are checked for deep nesting, which short ones are not.
 FEW, MANY = 60, 180
 
 
