@@ -34,7 +34,7 @@ def rates(server: Server) -> dict[str, list[tuple[float, float]]]:
             count = _REQUESTS.get(side, _MANY)
             cpu = child("chat", side, count, _CONCURRENCY, env=server.env)["cpu"]
             num_requests, seconds = server.chat_span()
-            assert num_requests == count
+            assert num_requests == count, (side, num_requests)
             samples[side].append((count / (seconds + _ANSWER_SECONDS), cpu / count))
     return samples
 
