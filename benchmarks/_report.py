@@ -277,15 +277,13 @@ def updated_readme(text: str, rows: Sequence[Row]) -> str:
     figures = figures_of(rows)
     lines = []
     for name, labels in README_ROWS.items():
-        measured = [figures.get(label) for label in labels]
-        cells = dict.fromkeys(labels, "-")  # not measured yet
-        cells |= {
-            label: _number(each.value.median) if each.is_met else f"**{_number(each.value.median)}**"
-            for label, each in zip(labels, measured, strict=True)
-            if each
-        }
-        targets = dict.fromkeys(f"{each.target:g}" for each in measured if each and each.target is not None)
-        lines.append((name, ", ".join(cells.values()), ", ".join(targets)))
+        measured = [figures[label] for label in labels]
+        medians = [_number(each.value.median) for each in measured]
+        cells = [
+            median if each.is_met else f"**{median}**" for each, median in zip(measured, medians, strict=True)
+        ]
+        targets = dict.fromkeys(f"{each.target:g}" for each in measured if each.target is not None)
+        lines.append((name, ", ".join(cells), ", ".join(targets)))
     table = markdown_table(("what is compared", "measured", "target"), lines)
     return re.sub(
         r"^\| what is compared \|.*?$(?!\n\|)", lambda _: table, text, flags=re.MULTILINE | re.DOTALL

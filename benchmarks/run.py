@@ -1,6 +1,6 @@
 """Measure what the SDK costs, compared with its HTTP library and with the vendor's client.
 
-A full run takes about 15 minutes. It prints the figures next to the saved ones, and the whole report.
+A full run takes about 20 minutes. It prints the figures next to the saved ones, and the whole report.
 """
 
 from __future__ import annotations
