@@ -259,18 +259,30 @@ def test_a_failed_release_is_tried_again_although_the_parent_sends_nothing(
     monkeypatch.setattr(_reaper, "_MAX_WAIT", 0.01)
     stdin, target = os.pipe()
     attempts: list[str] = []
+    is_waiting = threading.Event()
+    readable = _reaper._readable
+
+    def note(fds: list[int], seconds: float | None) -> list[int]:
+        if attempts:
+            is_waiting.set()
+        return readable(fds, seconds)
 
     def reap(
         _: JournalState, promises: Sequence[Promise], __: Any, report: Callable[[Record], None], *___: Any
     ) -> None:
         attempts.extend(promise.key for promise in promises)
+        is_waiting.wait(SECONDS)  # until the reaper has decided how long to wait
         if len(attempts) == 2:
             report({"kind": "GONE", "entry": "e1"})
             os.write(target, encode_messages([{"kind": "BYE", "number": 0}]))
 
+    monkeypatch.setattr(_reaper, "_readable", note)
     os.write(target, encode_messages([{**created("e1", expires_at=0.0), "number": 1}]))
-    _reaper.serve(stdin, pipe[1], reap)
+    thread = threading.Thread(target=_reaper.serve, args=(stdin, pipe[1], reap), daemon=True)
+    thread.start()
+    thread.join(SECONDS)
     assert attempts == ["e1", "e1"]
+    assert not thread.is_alive()
     os.close(target)
     os.close(stdin)
 
