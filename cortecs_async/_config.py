@@ -104,11 +104,9 @@ class RetryPolicy:
     adoption_window: float = field(default=60.0, converter=as_seconds, validator=at_least(0))
 
 
-@frozen(kw_only=True, eq=False, repr=False)
+@frozen(kw_only=True, eq=False)
 class Settings:
     """The resolved settings of a client.
-
-    `repr=False` of a field also hides it from rich, which shows the fields of attrs classes in tracebacks.
 
     Attributes:
         poll_policy: The caller's polling intervals, or None for the default ones.

@@ -926,7 +926,7 @@ MUTANTS = [
     Mutant(
         "has a reaper that does not try again while its parent sends nothing",
         "_recovery/reaper.py",
-        "return _MAX_WAIT if reaper.is_working else None",
+        "return _MAX_WAIT if is_working else None",
         "return None",
         "recovery/test_reaper.py::test_a_failed_release_is_tried_again_although_the_parent_sends_nothing",
     ),

@@ -486,3 +486,4 @@ def test_a_repr_of_settings_has_neither_credentials_nor_headers() -> None:
         client_id="the-id", client_secret=Secret(HUSH), default_headers={"X-Key": f"{HUSH}-header"}
     )
     assert HUSH not in repr(found)
+    assert "cortecs.ai" in repr(found)

@@ -367,12 +367,13 @@ def _readable(fds: list[int], seconds: float | None) -> list[int]:
 
 def _wait(reaper: Reaper, parent: ParentPipe, now: float) -> float | None:
     """Return the seconds to wait for a message, or None to wait until there is one."""
+    # Before the time is read: a worker that ends in between has then set it, if it has to try again.
+    is_working = reaper.is_working
     due = reaper.next_due()
     if parent.flush():
         return _RESEND_DELAY
     if due is None:
-        # A worker that fails sets a time to try again.
-        return _MAX_WAIT if reaper.is_working else None
+        return _MAX_WAIT if is_working else None
     return min(max(due - now, 0.0), _MAX_WAIT)
 
 

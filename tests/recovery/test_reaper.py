@@ -287,6 +287,21 @@ def test_a_failed_release_is_tried_again_although_the_parent_sends_nothing(
     os.close(stdin)
 
 
+def test_a_worker_that_ends_while_the_wait_is_decided_is_not_missed(pipe: tuple[int, int]) -> None:
+    class Ending(Reaper):
+        has_ended = False
+
+        @property
+        def is_working(self) -> bool:
+            return not self.has_ended
+
+        def next_due(self) -> float | None:
+            self.has_ended = True  # and sets a time right after this one was read
+            return None
+
+    assert _reaper._wait(Ending(lambda _: None), ParentPipe(pipe[1]), now=0.0) == _reaper._MAX_WAIT
+
+
 def test_lines_that_cannot_be_read_are_skipped_by_the_reaper(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
